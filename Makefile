@@ -1,0 +1,62 @@
+# From an empty machine with Python (>= 3.9, with venv) and make:
+#   make demo                 trains a small fusion model with the calibration hook, says where its pictures are
+#   make test                 all tests
+# STACK=onedl takes the maintained fork of the OpenMMLab packages instead (a second environment).
+
+STACK  ?= openmmlab
+PYTHON ?= python3
+ARGS   ?=
+
+ifeq ($(STACK),openmmlab)
+VENV := .venv
+else
+VENV := .venv-$(STACK)
+endif
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+.PHONY: help install demo test test-stack lint format docs wheel clean
+
+help:
+	@sed -n '1,4s/^# \{0,1\}//p' Makefile; echo "targets: install demo test test-stack lint format docs wheel clean"
+
+$(STAMP): requirements/$(STACK).txt pyproject.toml
+	@test -f requirements/$(STACK).txt || { echo "unknown STACK=$(STACK); there are: $(basename $(notdir $(wildcard requirements/*.txt)))"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements/$(STACK).txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+requirements/%.txt:
+	@echo "unknown STACK=$*; there are: $(basename $(notdir $(wildcard requirements/*.txt)))"; exit 2
+
+install: $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python tools/demo.py $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+# What depends on the mm* packages: compat, tools, hook, one config per method.
+test-stack: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m stack $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[docs]'
+	$(BIN)/python -m sphinx -W -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+wheel: $(STAMP)
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf .venv .venv-* build dist work_dirs docs/_build .pytest_cache .ruff_cache .hypothesis
