@@ -1,0 +1,524 @@
+"""Scale equalization as an initialization hook: algorithm 1 of arXiv 2402.01149."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from mmengine.dist import get_dist_info, is_main_process
+from mmengine.fileio import dump
+from mmengine.hooks import EMAHook, Hook
+from mmengine.model import is_model_wrapper
+from mmseg.registry import HOOKS
+from prettytable import PrettyTable
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils.data import DataLoader
+
+from ...analysis.branch_statistics import BranchStatistics, measure_branches, reduce_statistics
+from ...analysis.fusion import Fusion, kept_state, watch_fusions
+from ...models.layers.scale_equalizer import (
+    ScaleEqualizer,
+    bias_shift,
+    expand_branches,
+    fold_scale_equalizer,
+    fold_tensors,
+)
+
+#: Key in a checkpoint's meta, and version of what stands there.
+META_KEY, META_VERSION = 'scale_equalizer', 1
+
+
+def _equalize_input(layer: nn.Module, inputs: tuple) -> tuple:
+    x, *rest = inputs
+    equalizer = layer.scale_equalizer
+    if isinstance(layer, _ConvNd):
+        return (equalizer(x), *rest)
+    # A linear layer has its channels last.
+    return (equalizer(x.movedim(-1, 1)).movedim(1, -1), *rest)
+
+
+def _shift_output(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    # The means as they act behind the layer: so the raw feature is padded with 0, as in the
+    # folded layer, and a saved checkpoint gives the same logits up to the border.
+    offset = layer.scale_equalizer_offset
+    shift = bias_shift(layer.weight, offset, getattr(layer, 'groups', 1)).to(output.dtype)
+    if isinstance(layer, _ConvNd):
+        shift = shift.view(-1, *([1] * (output.dim() - 2)))
+    return output - shift
+
+
+def install_equalizer(layer: nn.Module, sigma: Tensor, mu: Tensor | None) -> None:
+    """Puts the explicit equalizers of all branches before a fusion layer, as constants.
+
+    The division acts on the layer's input, the subtraction of the means behind the layer, which
+    is the same thing with the raw feature zero-padded.
+
+    Args:
+        layer: convolution or linear layer.
+        sigma: (C_in,) standard deviation of each input channel's branch.
+        mu: (C_in,) its mean, or None to leave the means alone.
+    """
+    device = layer.weight.device
+    layer.scale_equalizer = ScaleEqualizer(0.0, sigma, persistent=False).to(device)
+    layer.register_forward_pre_hook(_equalize_input)
+    if mu is not None:
+        offset = (mu.double() / sigma.double()).float().to(device)
+        layer.register_buffer('scale_equalizer_offset', offset, persistent=False)
+        layer.register_forward_hook(_shift_output)
+
+
+@HOOKS.register_module()
+class ScaleEqualizerHook(Hook):
+    """Calibrates the fusion layers of any decoder before training starts (section 3.2, alg. 1).
+
+    Every branch of a concatenation is brought to standard deviation 1, measured once over the
+    training set by forward passes. With ``mode='fold'`` the constants go into the initial weight
+    of the layer behind the concatenation (equation 9) and training costs nothing more.
+
+    The fusions are found by watching a forward pass (:func:`mmseg_fusion.analysis.trace_fusions`),
+    no head is known by name. Those inside the backbone are pretrained and left alone; so are
+    depthwise fusion layers and branches that are constant (standard deviation 0), which are
+    reported. It runs once, before the first training step and after weights are loaded: never on
+    ``--resume``, and never on a checkpoint whose meta says that it was done.
+
+    The measurement has a data loader of its own over the training set with its augmentations
+    and the classes' labels, runs the training forward pass in float32 without gradient
+    (also under AMP), with batch statistics in norm layers, dropout and drop path off, and puts
+    running statistics, training flags and random states back: the training batches are those of
+    a run without the hook. Distributed, each process measures its share and the moments are
+    summed, so that all weights stay identical. All of this is chosen; the paper leaves it open.
+
+    Args:
+        mode: ``'fold'`` divides each weight block by its standard deviation, the recommended
+            form; ``'module'`` keeps the equalizers as constants during training. Equal at the
+            start, not in training: a step of SGD on a folded weight acts ``std^2`` times as
+            strongly on the effective one, a step of Adam ``std`` times. In both modes a saved
+            checkpoint loads strictly into the plain model and gives the same logits.
+        layers: ``'auto'`` for all fusions of the decoder, or a list of names of fusion layers
+            or of modules around them, e.g. ``['decode_head.fpn_bottleneck']``.
+        num_samples: number of training images to measure, drawn without repetition; None for
+            the whole training set, as in the paper.
+        equalize_mean: whether the mean is taken out too: ``'auto'`` where the fusion layer has a
+            bias and no batch or instance norm right behind it, which would take the mean out
+            itself; True wherever the layer has a bias; False nowhere. A layer without a bias
+            cannot take it.
+        batch_size: images per forward pass and process; None for that of the training loader,
+            at least 2, since norm layers use batch statistics.
+        num_workers: worker processes that load images; None for as many as the training loader.
+        seed: of the order in which images are drawn.
+
+    Raises:
+        ValueError: an argument is wrong, or ``layers`` names something that is no fusion layer
+            (the candidates are listed).
+        RuntimeError: no fusion was found (the modules that were searched are listed).
+        FloatingPointError: a branch is not finite (layer and branch are named); no weight has
+            been changed then.
+
+    Example:
+        Two lines in any MMSegmentation config::
+
+            custom_imports = dict(imports=['mmseg_fusion'], allow_failed_imports=False)
+            custom_hooks = [dict(type='ScaleEqualizerHook')]
+    """
+
+    # Behind EMAHook, so that before_save_checkpoint sees its weights too.
+    priority = 'BELOW_NORMAL'
+
+    def __init__(
+        self,
+        mode: Literal['fold', 'module'] = 'fold',
+        layers: Literal['auto'] | Sequence[str] = 'auto',
+        num_samples: int | None = None,
+        equalize_mean: Literal['auto'] | bool = 'auto',
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if mode not in ('fold', 'module'):
+            raise ValueError(f"mode must be 'fold' or 'module', got {mode!r}")
+        if isinstance(layers, str) and layers != 'auto':
+            raise ValueError(f"layers must be 'auto' or a list of names, got {layers!r}")
+        if not isinstance(layers, str) and (
+            not layers or not all(isinstance(name, str) for name in layers)
+        ):
+            raise ValueError(f"layers must be 'auto' or a list of names, got {layers!r}")
+        if equalize_mean not in ('auto', True, False):
+            raise ValueError(f"equalize_mean must be 'auto', True or False, got {equalize_mean!r}")
+        for name, value, low in (
+            ('num_samples', num_samples, 1),
+            ('batch_size', batch_size, 1),
+            ('num_workers', num_workers, 0),
+        ):
+            if value is not None and (not isinstance(value, int) or value < low):
+                raise ValueError(f'{name} must be None or an integer >= {low}, got {value!r}')
+        self.mode = mode
+        self.layers = layers if isinstance(layers, str) else list(layers)
+        self.num_samples = num_samples
+        self.equalize_mean = equalize_mean
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        #: What was done, as it stands in the checkpoint's meta; None before.
+        self.record: dict[str, Any] | None = None
+        self._installed = False
+        self._resumed = False
+
+    # --- when it runs -----------------------------------------------------------------------
+
+    def before_train(self, runner) -> None:
+        """Equalizes the model of ``runner``, unless that was done or training was resumed."""
+        if self._resumed or runner.iter > 0:
+            done = 'as its checkpoint says' if self.record else 'the run had started without it'
+            runner.logger.info(f'Scale equalization: not measured on resume ({done}).')
+            return
+        if self.record is not None:
+            if not self._installed:
+                runner.logger.info(
+                    'Scale equalization: the loaded checkpoint was equalized already, nothing '
+                    'is done again.'
+                )
+            return
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._equalize(runner, model)
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Reads what a checkpoint says was done; on resume puts explicit equalizers back."""
+        self._resumed = bool(runner._resume)
+        record = (checkpoint.get('meta') or {}).get(META_KEY)
+        if record is None:
+            return
+        if not (self._resumed and record['mode'] == 'module'):
+            # The weights in a checkpoint are always the folded ones.
+            self.record = {**record, 'mode': 'fold'}
+            return
+        self.record = record
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._install(runner, model)
+        self._convert(model, checkpoint['state_dict'], inverse=True)
+        # EMAHook runs before and has loaded its copy already.
+        for ema in self._ema_models(runner):
+            for entry, layer in self._recorded(ema):
+                self._write(entry, layer, inverse=True)
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Writes what was done into the meta; explicit equalizers are folded into the copy."""
+        if self.record is None:
+            return
+        checkpoint.setdefault('meta', {})[META_KEY] = self.record
+        if self._installed:
+            model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+            self._convert(model, checkpoint['state_dict'])
+            if 'ema_state_dict' in checkpoint:
+                self._convert(model, checkpoint['ema_state_dict'], prefix='module.')
+
+    # --- measuring ------------------------------------------------------------------------------
+
+    def _equalize(self, runner, model: nn.Module) -> None:
+        loader, counted, images = self._loader(runner)
+
+        def run(batch) -> None:
+            model._run_forward(model.data_preprocessor(batch, True), mode='loss')
+
+        # Loading an image draws random numbers as well as running the model.
+        with kept_state(model):
+            fusions = self._select(model, self._trace(model, loader, run))
+            runner.logger.info(
+                f'Scale equalization: measuring {images} of {len(loader.dataset)} training images '
+                f'for {", ".join(f.name for f in fusions)}'
+            )
+            start = time.perf_counter()
+            with _Progress(images, is_main_process()) as progress:
+                _, statistics = measure_branches(
+                    model, loader, run, counted, lambda i: progress.advance(len(loader.order[i]))
+                )
+            seconds = time.perf_counter() - start
+        statistics = reduce_statistics(statistics)
+        layers = [self._decide(f, statistics[f.name], runner.logger) for f in fusions]
+        self.record = {
+            'version': META_VERSION,
+            'mode': self.mode,
+            'num_images': images,
+            'layers': layers,
+        }
+        if self.mode == 'module':
+            self._install(runner, model)
+        else:
+            for entry, layer in self._recorded(model):
+                fold_scale_equalizer(
+                    layer, entry['channels'], entry['mean'], entry['divisor'], entry['bias']
+                )
+                for ema in self._ema_models(runner):
+                    copy = ema.get_submodule(entry['name'])
+                    copy.load_state_dict(layer.state_dict())
+        self._report(runner, images / seconds)
+
+    def _loader(self, runner) -> tuple[_Batches, int, int]:
+        source = runner.train_dataloader
+        dataset = source.dataset
+        try:
+            length = len(dataset)
+        except TypeError as error:
+            raise ValueError(
+                f'ScaleEqualizerHook needs a training set with a length, {type(dataset).__name__} '
+                'has none; set train_dataloader.dataset to one'
+            ) from error
+        images = length if self.num_samples is None else min(self.num_samples, length)
+        if self.num_samples is not None and self.num_samples > length:
+            runner.logger.warning(
+                f'ScaleEqualizerHook: num_samples={self.num_samples} is more than the training '
+                f'set has; all {length} images are measured.'
+            )
+        size = self.batch_size or max(2, source.batch_size or 2)
+        generator = torch.Generator().manual_seed(self.seed)
+        order = torch.randperm(length, generator=generator)[:images].tolist()
+        batches = [order[i : i + size] for i in range(0, images, size)]
+        if len(batches) > 1 and len(batches[-1]) == 1:
+            # One image alone has no batch statistics at a 1 x 1 pooled map.
+            batches[-2] += batches.pop()
+        rank, world = get_dist_info()
+        mine = batches[rank::world]
+        # Every process makes the same number of passes, counted or not: a model that talks to
+        # the other processes in its forward pass never waits for one that has finished.
+        passes = math.ceil(len(batches) / world)
+        padded = mine + [batches[0]] * (passes - len(mine))
+        workers = source.num_workers if self.num_workers is None else self.num_workers
+        return _Batches(source, padded, workers, self.seed, rank), len(mine), images
+
+    @staticmethod
+    def _trace(model: nn.Module, loader: _Batches, run) -> list[Fusion]:
+        first = loader.first()
+        flags = [(m, m.training) for m in model.modules()]
+        model.train()
+        try:
+            return watch_fusions(model, lambda: run(first))
+        finally:
+            for module, flag in flags:
+                module.training = flag
+
+    def _select(self, model: nn.Module, fusions: list[Fusion]) -> list[Fusion]:
+        found = [f for f in fusions if f.name.split('.')[0] != 'backbone']
+        if self.layers == 'auto':
+            chosen = found
+        else:
+            chosen = []
+            for name in self.layers:
+                hits = [f for f in found if f.name == name or f.name.startswith(name + '.')]
+                if not hits:
+                    candidates = [f.name for f in found] or ['(none)']
+                    raise ValueError(
+                        f"ScaleEqualizerHook: layers names '{name}', which is no fusion layer of "
+                        f'the decoder and contains none; candidates: {", ".join(candidates)}'
+                    )
+                chosen += [f for f in hits if f not in chosen]
+        if not chosen:
+            searched = [
+                f'{name} ({type(child).__name__})'
+                for name, child in model.named_children()
+                if name not in ('backbone', 'data_preprocessor')
+            ]
+            raise RuntimeError(
+                'ScaleEqualizerHook found no layer that takes features concatenated along the '
+                f'channels; searched: {", ".join(searched)}. Remove the hook from custom_hooks, '
+                'or use a head that fuses by concatenation.'
+            )
+        return chosen
+
+    def _decide(self, fusion: Fusion, statistics: BranchStatistics, logger) -> dict[str, Any]:
+        mean, std = statistics.mean, statistics.std
+        for index, values in enumerate(zip(mean, std)):
+            if not all(map(math.isfinite, values)):
+                raise FloatingPointError(
+                    f'ScaleEqualizerHook: branch {index} of {fusion.name} has mean {values[0]} '
+                    f'and standard deviation {values[1]}; no weight was changed. Check the '
+                    'training images for NaN and the loaded weights, or leave the layer out with '
+                    'layers=[...].'
+                )
+        constant = [i for i, s in enumerate(std) if s == 0]
+        if constant and fusion.equalizable:
+            logger.warning(
+                f'ScaleEqualizerHook: branch {", ".join(map(str, constant))} of {fusion.name} is '
+                'constant over the measured images (standard deviation 0) and is left alone.'
+            )
+        if fusion.reason:
+            logger.warning(f'ScaleEqualizerHook: {fusion.name} is left alone: {fusion.reason}.')
+        has_bias = getattr(fusion.conv, 'bias', None) is not None
+        bias = has_bias and (
+            not fusion.normalized if self.equalize_mean == 'auto' else bool(self.equalize_mean)
+        )
+        divisor = [s if s > 0 and fusion.equalizable else 1.0 for s in std]
+        return {
+            'name': fusion.name,
+            'channels': list(fusion.channels),
+            'sizes': [list(s) for s in fusion.sizes],
+            # A branch that is left alone keeps its mean as well.
+            'mean': [0.0 if s == 0 else m for m, s in zip(mean, std)],
+            'measured_mean': mean,
+            'std': std,
+            'ratio': [s / max(std) if max(std) > 0 else 0.0 for s in std],
+            'divisor': divisor,
+            'bias': bool(bias and fusion.equalizable),
+            'reason': fusion.reason,
+        }
+
+    # --- applying -----------------------------------------------------------------------------
+
+    def _recorded(self, model: nn.Module) -> Iterator[tuple[dict[str, Any], nn.Module]]:
+        for entry in self.record['layers']:
+            if not entry['reason']:
+                yield entry, model.get_submodule(entry['name'])
+
+    @staticmethod
+    def _constants(entry: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        sigma = expand_branches(entry['divisor'], entry['channels'])
+        return sigma, expand_branches(entry['mean'], entry['channels']) if entry['bias'] else None
+
+    @staticmethod
+    def _ema_models(runner) -> list[nn.Module]:
+        return [h.ema_model.module for h in runner.hooks if isinstance(h, EMAHook)]
+
+    def _install(self, runner, model: nn.Module) -> None:
+        # The copies of EMAHook get them too: it pairs buffers by their order.
+        for target in (model, *self._ema_models(runner)):
+            for entry, layer in self._recorded(target):
+                install_equalizer(layer, *self._constants(entry))
+        self._installed = True
+
+    def _convert(
+        self, model: nn.Module, state: dict, prefix: str = '', inverse: bool = False
+    ) -> None:
+        """Replaces the fusion layers' tensors in a state dict by folded (or unfolded) ones."""
+        for entry, layer in self._recorded(model):
+            key = f'{prefix}{entry["name"]}.'
+            sigma, mu = self._constants(entry)
+            weight, bias = fold_tensors(
+                state[key + 'weight'],
+                state.get(key + 'bias'),
+                sigma,
+                mu,
+                getattr(layer, 'groups', 1),
+                inverse,
+            )
+            state[key + 'weight'] = weight
+            if bias is not None:
+                state[key + 'bias'] = bias
+
+    @torch.no_grad()
+    def _write(self, entry: dict[str, Any], layer: nn.Module, inverse: bool) -> None:
+        sigma, mu = self._constants(entry)
+        groups = getattr(layer, 'groups', 1)
+        weight, bias = fold_tensors(layer.weight, layer.bias, sigma, mu, groups, inverse)
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(bias)
+
+    # --- telling --------------------------------------------------------------------------------
+
+    def _report(self, runner, rate: float) -> None:
+        table = PrettyTable(['layer', 'branch', 'channels', 'size', 'mean', 'std', 'ratio', 'done'])
+        scalars = {}
+        for entry in self.record['layers']:
+            for i, std in enumerate(entry['std']):
+                done = 'left alone' if entry['reason'] or std == 0 else 'weight / std'
+                if entry['bias'] and std > 0:
+                    done += ', mean into bias'
+                table.add_row(
+                    [
+                        entry['name'] if i == 0 else '',
+                        i,
+                        entry['channels'][i],
+                        ' x '.join(map(str, entry['sizes'][i])),
+                        f'{entry["measured_mean"][i]:.4f}',
+                        f'{std:.4f}',
+                        f'{entry["ratio"][i]:.3f}',
+                        done,
+                    ]
+                )
+                key = f'scale_equalizer/{entry["name"]}/{i}'
+                scalars[f'{key}/mean'] = entry['measured_mean'][i]
+                scalars[f'{key}/std'] = std
+        runner.logger.info(
+            f"Scale equalization (mode '{self.mode}') over {self.record['num_images']} images at "
+            f'{rate:.1f} images/s; ratio is to the largest std of the layer\n{table}'
+        )
+        if is_main_process():
+            runner.visualizer.add_scalars(scalars, step=0)
+            dump(self.record, f'{runner.work_dir}/scale_equalizer.json', indent=2)
+
+
+class _Batches:
+    """The measurement's own data loader over the training set, in fixed batches."""
+
+    def __init__(
+        self, source: DataLoader, order: list[list[int]], workers: int, seed: int, rank: int
+    ) -> None:
+        from mmengine.dataset import worker_init_fn
+
+        self.order = order
+        self.dataset, self.collate = source.dataset, source.collate_fn
+        self.loader = DataLoader(
+            self.dataset,
+            batch_sampler=order,
+            num_workers=workers,
+            collate_fn=self.collate,
+            worker_init_fn=partial(
+                worker_init_fn,
+                num_workers=workers,
+                rank=rank,
+                seed=seed,
+                disable_subprocess_warning=True,
+            ),
+        )
+
+    def first(self) -> Any:
+        """The first batch, loaded in this process."""
+        return self.collate([self.dataset[i] for i in self.order[0]])
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator:
+        return iter(self.loader)
+
+
+class _Progress:
+    """Progress bar with images/s, on the main process only."""
+
+    def __init__(self, total: int, enabled: bool) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        self._bar = Progress(
+            TextColumn('measuring branches'),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn('{task.fields[rate]} images/s'),
+            TimeRemainingColumn(),
+            disable=not enabled,
+        )
+        self._world = get_dist_info()[1]
+        self._total, self._done, self._start = total, 0, 0.0
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        self._task = self._bar.add_task('', total=self._total, rate='-')
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._bar.stop()
+
+    def advance(self, images: int) -> None:
+        # The processes keep step, so the others have done as many.
+        self._done = min(self._done + images * self._world, self._total)
+        rate = self._done / max(time.perf_counter() - self._start, 1e-9)
+        self._bar.update(self._task, completed=self._done, rate=f'{rate:.1f}')
