@@ -1,0 +1,83 @@
+"""The naive alternative to scale equalization: batch norm after upsampling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from mmcv.cnn import ConvModule, build_norm_layer
+from mmseg.registry import MODELS
+from torch import nn
+
+
+def _normalize_input(layer: nn.Module, inputs: tuple) -> tuple:
+    x, *rest = inputs
+    return (layer.input_norm(x), *rest)
+
+
+def _child(head: nn.Module, name: str, kind: type, key: str) -> nn.Module:
+    children = dict(head.named_modules())
+    if isinstance(children.get(name), kind):
+        return children[name]
+    candidates = [n for n, m in children.items() if isinstance(m, kind)]
+    raise ValueError(
+        f"BatchNormAfterUpsampling: {key} names '{name}', which is no {kind.__name__} of "
+        f'{type(head).__name__}; candidates: {", ".join(candidates) or "(none)"}'
+    )
+
+
+@MODELS.register_module('BatchNormAfterUpsampling')
+def batch_norm_after_upsampling(
+    head: dict,
+    layers: Sequence[str],
+    branches: Sequence[str] = (),
+    norm_cfg: dict | None = None,
+) -> nn.Module:
+    """Any decode head with batch norm on the upsampled branches of its fusions.
+
+    The alternative that the paper compares with (arXiv 2402.01149, section 3.2): the pipeline of
+    a branch goes from conv - batch norm - ReLU - upsampling to conv - ReLU - upsampling - batch
+    norm. It equalizes the branches as well, at the cost of batch norm on the large, concatenated
+    feature in every training step. One norm over the concatenation is one norm per branch, since
+    batch norm treats each channel by itself.
+
+    Registered as a function: ``decode_head=dict(type='BatchNormAfterUpsampling',
+    head=dict(type='UPerHead', ...), layers=[...])`` builds the inner head.
+
+    Args:
+        head: config of the head.
+        layers: qualified names of the fusion convolutions in the head, e.g.
+            ``['fpn_bottleneck.conv']``; :func:`mmseg_fusion.analysis.trace_fusions` lists them.
+        branches: qualified names of the ``ConvModule`` at the end of each branch, whose norm is
+            taken away, e.g. ``['fpn_convs.0', 'bottleneck']``; it gets a bias instead. Empty: the
+            norm after upsampling is added to those that are there.
+        norm_cfg: norm after upsampling; None for the head's own.
+
+    Returns:
+        The head, of its own class.
+
+    Raises:
+        ValueError: a name is no convolution or no ``ConvModule`` of the head (the candidates are
+            listed), or there is no norm to use.
+    """
+    built = MODELS.build(head)
+    norm_cfg = norm_cfg or getattr(built, 'norm_cfg', None)
+    if norm_cfg is None:
+        raise ValueError(
+            f'BatchNormAfterUpsampling: {type(built).__name__} has norm_cfg=None; set '
+            "norm_cfg=dict(type='SyncBN', requires_grad=True)"
+        )
+    for name in branches:
+        module = _child(built, name, ConvModule, 'branches')
+        if module.with_norm:
+            delattr(module, module.norm_name)
+            module.with_norm = False
+            module.norm_name = None
+        if module.conv.bias is None:
+            module.conv.bias = nn.Parameter(torch.zeros(module.conv.out_channels))
+            module.with_bias = True
+    for name in layers:
+        layer = _child(built, name, nn.Conv2d, 'layers')
+        layer.input_norm = build_norm_layer(norm_cfg, layer.in_channels)[1]
+        layer.register_forward_pre_hook(_normalize_input)
+    return built

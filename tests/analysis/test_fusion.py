@@ -1,0 +1,398 @@
+"""Fusion tracing: every decode head of the installed mmseg, and heads nobody has seen."""
+
+from __future__ import annotations
+
+import mmseg.models.decode_heads as mmseg_heads
+import pytest
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import ConvModule
+from mmseg.models.decode_heads import cc_head, psa_head
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.registry import MODELS
+from torch import nn
+
+from mmseg_fusion.analysis import trace_fusions
+from mmseg_fusion.analysis.fusion import FusionTracer
+
+BN = dict(type='BN')
+LEVELS = (8, 16, 24, 32)
+SIZES = ((32, 33), (16, 17), (8, 9), (4, 5))
+COMMON = dict(channels=4, num_classes=3, norm_cfg=BN)
+LAST = dict(in_channels=32, in_index=3, **COMMON)
+ALL = dict(in_channels=list(LEVELS), in_index=[0, 1, 2, 3], **COMMON)
+
+
+def pyramid(channels=LEVELS, sizes=SIZES, batch=1):
+    return [torch.randn(batch, c, *s) for c, s in zip(channels, sizes)]
+
+
+def flat():
+    return pyramid(sizes=(SIZES[2],) * 4)
+
+
+def coarse_and(features):
+    return lambda: (features(), torch.randn(1, 3, *SIZES[2]))
+
+
+# head -> (config, inputs, [(layer, channels of each branch), ...])
+CONCATENATING = {
+    'ANNHead': (
+        dict(
+            project_channels=4,
+            in_channels=[24, 32],
+            in_index=[2, 3],
+            **COMMON,
+            query_scales=(1,),
+            key_pool_scales=(1, 2),
+        ),
+        flat,
+        [
+            ('fusion.bottleneck.conv', (32, 32)),
+            ('context.bottleneck.conv', (4, 4)),
+        ],
+    ),
+    'APCHead': (
+        dict(pool_scales=(1, 2), fusion=True, **LAST),
+        pyramid,
+        [('bottleneck.conv', (32, 4, 4))],
+    ),
+    'ASPPHead': (
+        dict(dilations=(1, 2, 3), **LAST),
+        pyramid,
+        [('bottleneck.conv', (4, 4, 4, 4))],
+    ),
+    'CCHead': (
+        dict(in_channels=32, in_index=3, channels=8, num_classes=3, norm_cfg=BN),
+        pyramid,
+        [('conv_cat.conv', (32, 8))],
+    ),
+    'DMHead': (
+        dict(filter_sizes=(1, 3), **LAST),
+        pyramid,
+        [('bottleneck.conv', (32, 4, 4))],
+    ),
+    'DNLHead': (LAST, pyramid, [('conv_cat.conv', (32, 4))]),
+    'DPTHead': (
+        dict(
+            in_channels=(8, 8, 8, 8),
+            in_index=[0, 1, 2, 3],
+            input_transform='multiple_select',
+            embed_dims=8,
+            post_process_channels=[4, 4, 4, 4],
+            readout_type='project',
+            **COMMON,
+        ),
+        lambda: [[torch.randn(1, 8, 8, 9), torch.randn(1, 8)] for _ in range(4)],
+        # The class token is concatenated to every cell: a linear layer, channels last.
+        [(f'reassemble_blocks.readout_projects.{i}.0', (8, 8)) for i in range(4)],
+    ),
+    'DepthwiseSeparableASPPHead': (
+        dict(dilations=(1, 2, 3), c1_in_channels=8, c1_channels=2, **LAST),
+        pyramid,
+        [
+            ('bottleneck.conv', (4, 4, 4, 4)),
+            ('sep_bottleneck.0.depthwise_conv.conv', (4, 2)),
+        ],
+    ),
+    'DepthwiseSeparableFCNHead': (
+        dict(num_convs=2, concat_input=True, **LAST),
+        pyramid,
+        [('conv_cat.depthwise_conv.conv', (32, 4))],
+    ),
+    'EMAHead': (
+        dict(ema_channels=4, num_bases=4, num_stages=1, **LAST),
+        pyramid,
+        [('conv_cat.conv', (32, 4))],
+    ),
+    'EncHead': (
+        dict(num_codes=4, use_se_loss=False, add_lateral=True, **ALL),
+        pyramid,
+        # The last level comes first, then the laterals.
+        [('fusion.conv', (4, 4, 4, 4))],
+    ),
+    'FCNHead': (dict(num_convs=1, **LAST), pyramid, [('conv_cat.conv', (32, 4))]),
+    'GCHead': (LAST, pyramid, [('conv_cat.conv', (32, 4))]),
+    'ISAHead': (
+        dict(isa_channels=4, down_factor=(2, 2), **LAST),
+        pyramid,
+        [('out_conv.conv', (4, 4))],
+    ),
+    'LRASPPHead': (
+        dict(
+            branch_channels=(2, 4),
+            in_channels=[8, 16, 32],
+            in_index=[0, 1, 3],
+            input_transform='multiple_select',
+            **COMMON,
+        ),
+        lambda: pyramid((8, 16, 0, 32), ((56, 56), (54, 54), (1, 1), (51, 51))),
+        [('conv_ups.conv_up1.conv', (4, 4)), ('conv_ups.conv_up0.conv', (4, 2))],
+    ),
+    'LightHamHead': (
+        dict(
+            ham_channels=4,
+            ham_kwargs=dict(MD_R=4, MD_S=1, train_steps=1, eval_steps=1),
+            in_channels=[16, 24, 32],
+            in_index=[1, 2, 3],
+            channels=4,
+            num_classes=3,
+            norm_cfg=dict(type='GN', num_groups=2),
+        ),
+        pyramid,
+        [('squeeze.conv', (16, 24, 32))],
+    ),
+    'NLHead': (LAST, pyramid, [('conv_cat.conv', (32, 4))]),
+    'OCRHead': (
+        dict(ocr_channels=4, **LAST),
+        coarse_and(flat),
+        [('object_context_block.bottleneck.conv', (4, 4))],
+    ),
+    'PSAHead': (
+        dict(mask_size=(5, 5), psa_type='bi-direction', compact=False, shrink_factor=1, **LAST),
+        pyramid,
+        [('proj.conv', (4, 4)), ('bottleneck.conv', (32, 32))],
+    ),
+    'PSPHead': (
+        dict(pool_scales=(1, 2), **LAST),
+        pyramid,
+        [('bottleneck.conv', (32, 4, 4))],
+    ),
+    'PointHead': (
+        dict(
+            in_channels=[8, 16],
+            in_index=[0, 1],
+            num_fcs=2,
+            coarse_pred_each_layer=True,
+            channels=4,
+            num_classes=3,
+        ),
+        # Fine-grained features of 8 + 16 channels and a coarse prediction at 20 points.
+        lambda: (torch.randn(1, 24, 20), torch.randn(1, 3, 20)),
+        [('fcs.0.conv', (24, 3)), ('fcs.1.conv', (4, 3)), ('fc_seg', (4, 3))],
+    ),
+    'SETRMLAHead': (
+        dict(
+            mla_channels=2,
+            up_scale=4,
+            in_channels=list(LEVELS),
+            in_index=[0, 1, 2, 3],
+            channels=8,
+            num_classes=3,
+            norm_cfg=BN,
+        ),
+        flat,
+        [('conv_seg', (2, 2, 2, 2))],
+    ),
+    'STDCHead': (dict(num_convs=1, **LAST), pyramid, [('conv_cat.conv', (32, 4))]),
+    'SegformerHead': (ALL, pyramid, [('fusion_conv.conv', (4, 4, 4, 4))]),
+    'UPerHead': (
+        dict(pool_scales=(1, 2), **ALL),
+        pyramid,
+        [('bottleneck.conv', (32, 4, 4)), ('fpn_bottleneck.conv', (4, 4, 4, 4))],
+    ),
+    'VPDDepthHead': (
+        dict(in_channels=[16, 6, 10, 12], embed_dim=2, feature_dim=16),
+        lambda: pyramid((16, 6, 10, 12), ((32, 32), (16, 16), (8, 8), (4, 4))),
+        # A concatenation inside a concatenation counts as its parts.
+        [('conv_aggregation.0', (16, 6, 10, 12))],
+    ),
+}
+# Their forward concatenates no features along the channels.
+OTHERS = {
+    'DAHead',
+    'DDRHead',
+    'FPNHead',
+    'IterativeDecodeHead',  # runs a decode head and KernelUpdateHead
+    'KernelUpdateHead',
+    'KernelUpdator',
+    'Mask2FormerHead',
+    'MaskFormerHead',
+    'PIDHead',
+    'SETRUPHead',
+    'SegmenterMaskTransformerHead',  # concatenates tokens, not channels
+    'SideAdapterCLIPHead',  # concatenates tokens, not channels
+}
+
+
+class StandInMask(nn.Module):
+    """PSAMask is a compiled op; its result has as many channels as the map has cells."""
+
+    def __init__(self, psa_type, mask_size):
+        super().__init__()
+
+    def forward(self, x):
+        n, _, h, w = x.shape
+        return x.mean(1, keepdim=True).expand(n, h * w, h, w)
+
+
+def build(name, config):
+    return MODELS.build(dict(type=name, **config))
+
+
+@pytest.mark.stack
+def test_table_covers_every_head_of_mmseg():
+    registered = set(mmseg_heads.__all__)
+    assert registered <= CONCATENATING.keys() | OTHERS
+    assert not CONCATENATING.keys() & OTHERS
+
+
+@pytest.mark.stack
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('name', sorted(CONCATENATING))
+def test_fusions_of_mmseg_heads(name, monkeypatch):
+    config, make, expected = CONCATENATING[name]
+    monkeypatch.setattr(psa_head, 'PSAMask', StandInMask)
+    if name in ('CCHead', 'PointHead') and cc_head.CrissCrossAttention is None:
+        # onedl-mmsegmentation has no Python part of its ops without the compiled one, and says so.
+        with pytest.raises(RuntimeError, match='install'):
+            build(name, config)
+        return
+    head = build(name, config)
+    inputs = make()
+    found = trace_fusions(head, *(inputs if isinstance(inputs, tuple) else (inputs,)))
+    assert [(f.name, f.channels) for f in found] == expected
+    modules = dict(head.named_modules())
+    for fusion in found:
+        assert fusion.conv is modules[fusion.name]
+        assert sum(fusion.channels) == fusion.conv.weight.shape[1] * getattr(
+            fusion.conv, 'groups', 1
+        )
+        assert len(fusion.sizes) == len(fusion.channels)
+        assert fusion.equalizable == ('depthwise' not in fusion.name)
+
+
+def test_sizes_are_those_before_upsampling():
+    config, make, _ = CONCATENATING['UPerHead']
+    head = build('UPerHead', config)
+    ppm, fpn = trace_fusions(head, make())
+    assert ppm.sizes == (SIZES[3], (1, 1), (2, 2))
+    assert fpn.sizes == SIZES
+    assert ppm.normalized
+    assert fpn.normalized
+
+
+def test_resize_concat_of_base_decode_head():
+    head = build(
+        'FCNHead',
+        dict(ALL, input_transform='resize_concat', num_convs=1, concat_input=False),
+    )
+    (fusion,) = trace_fusions(head, pyramid())
+    assert (fusion.name, fusion.channels, fusion.sizes) == ('convs.0.conv', LEVELS, SIZES)
+
+
+def test_neck():
+    neck = build('JPU', dict(in_channels=(8, 16, 32), mid_channels=4, norm_cfg=BN))
+    found = trace_fusions(neck, pyramid((8, 16, 32), SIZES[:3]))
+    # Depthwise separable convolutions with four dilations take the same concatenation.
+    assert [f.channels for f in found] == [(4, 4, 4)] * 4
+    assert not any(f.equalizable for f in found)
+
+
+class AnyHead(nn.Module):
+    """Fuses in the ways that heads are written in."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain = nn.Conv2d(6, 4, 3, padding=1)
+        self.after = ConvModule(6, 4, 1, norm_cfg=BN, order=('norm', 'act', 'conv'))
+        self.gated = nn.Conv2d(6, 4, 1)
+        self.grouped = nn.Conv2d(6, 4, 1, groups=2)
+        self.depthwise = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.linear = nn.Linear(6, 4)
+        self.tokens = nn.Linear(6, 4)
+        self.signal = nn.Conv1d(6, 4, 1)
+        self.functional = nn.Parameter(torch.randn(4, 6, 1, 1))
+        self.twice = nn.Conv2d(6, 4, 1)
+        self.shared = nn.Conv2d(6, 4, 1)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 4, 1))
+        self.alone = nn.Conv2d(6, 4, 1)
+        self.drop = nn.Dropout2d(0.5)
+
+    def forward(self, x, y):
+        both = torch.concat([x, y], axis=-3)
+        self.plain(self.drop(both))
+        self.after(F.interpolate(both, scale_factor=2))
+        self.gated(both.mean((2, 3), keepdim=True).sigmoid() * both)
+        self.grouped(F.pad(both, (1, 1)))
+        self.depthwise(both)
+        self.linear(both.flatten(2).transpose(1, 2))
+        self.tokens(torch.cat((x.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1)), -1))
+        self.signal(both.flatten(2))
+        F.conv2d(both, self.functional)
+        self.twice(both)
+        self.twice(torch.cat((y, x), 1))
+        self.shared(both)
+        self.shared(torch.randn_like(both))
+        self.normed(both)
+        self.alone(both + 1)
+        # Concatenated along other dimensions: no fusion of branches.
+        self.alone(torch.cat((both + 1, both + 1), 2))
+        self.alone(torch.cat((both + 1, both + 1), 0))
+        return both
+
+
+def test_any_head_a_user_writes():
+    head = AnyHead()
+    x, y = torch.randn(1, 2, 6, 7), torch.randn(1, 4, 6, 7)
+    found = {f.name: f for f in trace_fusions(head, x, y)}
+    names = 'plain after.conv gated grouped depthwise linear tokens signal twice shared normed'
+    assert {n: f.channels for n, f in found.items()} == dict.fromkeys(names.split(), (2, 4))
+    left = {name: f.reason for name, f in found.items() if not f.equalizable}
+    assert left.keys() == {'depthwise', 'twice', 'shared', 'normed'}
+    assert 'split differently' in left['twice']
+    assert 'not concatenated' in left['shared']
+    assert 'computed' in left['normed']
+
+
+def test_leaves_no_trace():
+    config, make, _ = CONCATENATING['UPerHead']
+    head = build('UPerHead', config)
+    head.bottleneck.eval()
+    before = {k: v.clone() for k, v in head.state_dict().items()}
+    flags = [m.training for m in head.modules()]
+    inputs = make()
+    state = torch.random.get_rng_state()
+    trace_fusions(head, inputs)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert [m.training for m in head.modules()] == flags
+    assert all(torch.equal(v, before[k]) for k, v in head.state_dict().items())
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in head.modules())
+    assert all(p.grad is None for p in head.parameters())
+
+
+def test_split_returns_the_branches():
+    seen = {}
+    head = AnyHead()
+    x, y = torch.randn(1, 2, 6, 7), torch.randn(1, 4, 6, 7)
+
+    def keep(fusion, value):
+        seen[fusion.name] = fusion.split(value)
+
+    with torch.no_grad(), FusionTracer(head, keep):
+        head.eval()(x, y)
+    assert all(torch.equal(a, b) for a, b in zip(seen['plain'], (x, y)))
+    assert torch.equal(seen['linear'][1], y.flatten(2).transpose(1, 2))
+    assert torch.equal(seen['tokens'][0], x.permute(0, 2, 3, 1))
+
+
+def test_module_without_fusion():
+    assert trace_fusions(nn.Conv2d(3, 4, 1), torch.randn(1, 3, 5, 5)) == []
+
+
+class HeadWithoutBatch(BaseDecodeHead):
+    def forward(self, inputs):
+        x = self._transform_inputs(inputs)
+        return self.cls_seg(torch.cat([x[0], F.interpolate(x[1], size=x[0].shape[2:])], 1))
+
+
+def test_classifier_that_fuses():
+    head = HeadWithoutBatch(
+        in_channels=[8, 16],
+        in_index=[0, 1],
+        input_transform='multiple_select',
+        channels=24,
+        num_classes=3,
+    )
+    (fusion,) = trace_fusions(head, pyramid())
+    assert (fusion.name, fusion.channels, fusion.normalized) == ('conv_seg', (8, 16), False)

@@ -1,0 +1,82 @@
+"""The hook in two processes with gloo: the weights that one process gives on the same batches."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+pytestmark = [pytest.mark.stack, pytest.mark.filterwarnings('ignore')]
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+def work(rank: int, world: int, port: int, path: str, options: dict) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world),
+        MASTER_ADDR='127.0.0.1',
+        MASTER_PORT=str(port),
+    )
+    import mmseg_fusion  # noqa: F401  (first)
+
+    torch.set_num_threads(1)
+    from mmengine.runner import Runner
+
+    from .small import config
+
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    cfg = config(folder, max_iters=1, **options)
+    cfg.launcher = 'pytorch' if world > 1 else 'none'
+    cfg.env_cfg = dict(dist_cfg=dict(backend='gloo'))
+    runner = Runner.from_cfg(cfg)
+    hook = next(h for h in runner.hooks if type(h).__name__ == 'ScaleEqualizerHook')
+    original = hook.before_train
+
+    def keep(runner):
+        original(runner)
+        model = getattr(runner.model, 'module', runner.model)
+        torch.save(dict(state=model.state_dict(), record=hook.record), folder / f'rank{rank}.pth')
+
+    hook.before_train = keep
+    runner.train()
+    if world > 1:
+        torch.distributed.destroy_process_group()
+
+
+def run(path: Path, world: int, options: dict) -> list[dict]:
+    mp.spawn(work, (world, free_port(), str(path), options), nprocs=world)
+    return [torch.load(path / f'rank{r}.pth', weights_only=False) for r in range(world)]
+
+
+@pytest.mark.parametrize(
+    ('images', 'hook'),
+    [
+        (16, dict(batch_size=4)),  # two batches each
+        (12, dict(batch_size=4)),  # three batches for two processes
+        (4, dict(batch_size=4, mode='module')),  # one process has none
+    ],
+    ids=['even', 'uneven', 'one has none'],
+)
+def test_two_processes_give_the_weights_of_one(tmp_path, images, hook):
+    options = dict(hook=hook, length=images)
+    one = run(tmp_path / 'one', 1, options)[0]
+    two = run(tmp_path / 'two', 2, options)
+    for key, value in two[0]['state'].items():
+        assert torch.equal(value, two[1]['state'][key])
+        torch.testing.assert_close(value, one['state'][key], rtol=1e-6, atol=1e-6)
+    assert two[0]['record'] == two[1]['record']
+    assert two[0]['record']['num_images'] == images
+    for ours, theirs in zip(two[0]['record']['layers'], one['record']['layers']):
+        assert ours['std'] == pytest.approx(theirs['std'], rel=1e-9)
+        assert ours['mean'] == pytest.approx(theirs['mean'], rel=1e-9)
