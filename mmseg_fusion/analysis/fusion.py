@@ -78,6 +78,8 @@ _UNMIXED = (
     'layer_norm mul multiply div __mul__ __rmul__ __imul__ __truediv__'
 )
 _IN_PLACE = frozenset(_UNMIXED.split()) | _RESIZE | _CHANNEL_NORM
+# Likewise, but only with something smaller: the sum of two features is a new feature.
+_SHIFT = frozenset('add sub subtract __add__ __sub__ __radd__ __iadd__ __isub__'.split())
 
 
 def _name(function: Callable) -> str:
@@ -193,7 +195,11 @@ class FusionTracer(TorchFunctionMode):
         x = args[0]
         if name in _CHANNEL_NORM and x in self._outputs:
             self._outputs[x].normalized = True
-        if name in _IN_PLACE:
+        if name in _SHIFT:
+            other = args[1] if len(args) > 1 else kwargs.get('other')
+            if isinstance(other, Tensor) and other.numel() == out.numel():
+                return
+        if name in _IN_PLACE or name in _SHIFT:
             # A gate may come first: gate * x.
             others = [a for a in args[1:2] if isinstance(a, Tensor) and a.shape == out.shape]
             for origin in (x, *others):

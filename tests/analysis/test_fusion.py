@@ -307,6 +307,7 @@ class AnyHead(nn.Module):
         self.shared = nn.Conv2d(6, 4, 1)
         self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 4, 1))
         self.alone = nn.Conv2d(6, 4, 1)
+        self.shifted = nn.Conv2d(6, 4, 1)
         self.drop = nn.Dropout2d(0.5)
 
     def forward(self, x, y):
@@ -325,18 +326,21 @@ class AnyHead(nn.Module):
         self.shared(both)
         self.shared(torch.randn_like(both))
         self.normed(both)
-        self.alone(both + 1)
-        # Concatenated along other dimensions: no fusion of branches.
-        self.alone(torch.cat((both + 1, both + 1), 2))
-        self.alone(torch.cat((both + 1, both + 1), 0))
+        self.shifted((both - 1) / 2)
+        # A sum of features, and features side by side: no branches to tell apart.
+        self.alone(both + torch.randn_like(both))
+        self.alone(torch.cat((both.flip(2), both.flip(3)), 2))
+        self.alone(torch.cat((both.flip(2), both.flip(3)), 0))
         return both
 
 
 def test_any_head_a_user_writes():
     head = AnyHead()
-    x, y = torch.randn(1, 2, 6, 7), torch.randn(1, 4, 6, 7)
+    x, y = torch.randn(1, 2, 6, 6), torch.randn(1, 4, 6, 6)
     found = {f.name: f for f in trace_fusions(head, x, y)}
-    names = 'plain after.conv gated grouped depthwise linear tokens signal twice shared normed'
+    names = (
+        'plain after.conv gated grouped depthwise linear tokens signal twice shared normed shifted'
+    )
     assert {n: f.channels for n, f in found.items()} == dict.fromkeys(names.split(), (2, 4))
     left = {name: f.reason for name, f in found.items() if not f.equalizable}
     assert left.keys() == {'depthwise', 'twice', 'shared', 'normed'}
@@ -364,7 +368,7 @@ def test_leaves_no_trace():
 def test_split_returns_the_branches():
     seen = {}
     head = AnyHead()
-    x, y = torch.randn(1, 2, 6, 7), torch.randn(1, 4, 6, 7)
+    x, y = torch.randn(1, 2, 6, 6), torch.randn(1, 4, 6, 6)
 
     def keep(fusion, value):
         seen[fusion.name] = fusion.split(value)

@@ -52,6 +52,19 @@ def _shift_output(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
     return output - shift
 
 
+def constants(entry: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+    """Divisor and offset (None if there is no bias for it) per input channel of a planned layer.
+
+    Args:
+        entry: what :func:`plan_equalization` returns.
+
+    Returns:
+        Two tensors (C_in,), float64.
+    """
+    sigma = expand_branches(entry['divisor'], entry['channels'])
+    return sigma, expand_branches(entry['offset'], entry['channels']) if entry['bias'] else None
+
+
 def install_equalizer(layer: nn.Module, sigma: Tensor, mu: Tensor | None) -> None:
     """Puts the explicit equalizers of all branches before a fusion layer, as constants.
 
@@ -70,6 +83,52 @@ def install_equalizer(layer: nn.Module, sigma: Tensor, mu: Tensor | None) -> Non
         offset = (mu.double() / sigma.double()).float().to(device)
         layer.register_buffer('scale_equalizer_offset', offset, persistent=False)
         layer.register_forward_hook(_shift_output)
+
+
+def plan_equalization(
+    fusion: Fusion,
+    statistics: BranchStatistics,
+    equalize_mean: Literal['auto'] | bool = 'auto',
+) -> dict[str, Any]:
+    """What is to be done to one fusion layer, as plain numbers.
+
+    Args:
+        fusion: the layer.
+        statistics: moments of its branches.
+        equalize_mean: as for :class:`ScaleEqualizerHook`.
+
+    Returns:
+        ``name``, ``channels``, ``sizes`` and ``reason`` of the fusion; per branch the measured
+        ``mean`` and ``std``, the ``ratio`` of the std to the largest of the layer, and the
+        ``divisor`` of the weight block and the ``offset`` taken out of the feature, 1 and 0 for a
+        branch that is left alone; and ``bias``, whether the offsets go into the layer's bias.
+
+    Raises:
+        FloatingPointError: a moment is not finite; layer and branch are named.
+    """
+    mean, std = statistics.mean, statistics.std
+    for index, values in enumerate(zip(mean, std)):
+        if not all(map(math.isfinite, values)):
+            raise FloatingPointError(
+                f'Scale equalization: branch {index} of {fusion.name} has mean {values[0]} and '
+                f'standard deviation {values[1]}; no weight was changed. Check the training '
+                'images for NaN and the loaded weights, or leave the layer out with layers=[...].'
+            )
+    has_bias = getattr(fusion.conv, 'bias', None) is not None
+    bias = not fusion.normalized if equalize_mean == 'auto' else equalize_mean
+    done = [fusion.equalizable and s > 0 for s in std]
+    return {
+        'name': fusion.name,
+        'channels': list(fusion.channels),
+        'sizes': [list(s) for s in fusion.sizes],
+        'mean': mean,
+        'std': std,
+        'ratio': [s / max(std) if max(std) > 0 else 0.0 for s in std],
+        'divisor': [s if d else 1.0 for s, d in zip(std, done)],
+        'offset': [m if d else 0.0 for m, d in zip(mean, done)],
+        'bias': bool(fusion.equalizable and has_bias and bias),
+        'reason': fusion.reason,
+    }
 
 
 @HOOKS.register_module()
@@ -238,19 +297,20 @@ class ScaleEqualizerHook(Hook):
                 )
             seconds = time.perf_counter() - start
         statistics = reduce_statistics(statistics)
-        layers = [self._decide(f, statistics[f.name], runner.logger) for f in fusions]
+        layers = [plan_equalization(f, statistics[f.name], self.equalize_mean) for f in fusions]
         self.record = {
             'version': META_VERSION,
             'mode': self.mode,
             'num_images': images,
             'layers': layers,
         }
+        self._warn(runner.logger)
         if self.mode == 'module':
             self._install(runner, model)
         else:
             for entry, layer in self._recorded(model):
                 fold_scale_equalizer(
-                    layer, entry['channels'], entry['mean'], entry['divisor'], entry['bias']
+                    layer, entry['channels'], entry['offset'], entry['divisor'], entry['bias']
                 )
                 for ema in self._ema_models(runner):
                     copy = ema.get_submodule(entry['name'])
@@ -328,54 +388,12 @@ class ScaleEqualizerHook(Hook):
             )
         return chosen
 
-    def _decide(self, fusion: Fusion, statistics: BranchStatistics, logger) -> dict[str, Any]:
-        mean, std = statistics.mean, statistics.std
-        for index, values in enumerate(zip(mean, std)):
-            if not all(map(math.isfinite, values)):
-                raise FloatingPointError(
-                    f'ScaleEqualizerHook: branch {index} of {fusion.name} has mean {values[0]} '
-                    f'and standard deviation {values[1]}; no weight was changed. Check the '
-                    'training images for NaN and the loaded weights, or leave the layer out with '
-                    'layers=[...].'
-                )
-        constant = [i for i, s in enumerate(std) if s == 0]
-        if constant and fusion.equalizable:
-            logger.warning(
-                f'ScaleEqualizerHook: branch {", ".join(map(str, constant))} of {fusion.name} is '
-                'constant over the measured images (standard deviation 0) and is left alone.'
-            )
-        if fusion.reason:
-            logger.warning(f'ScaleEqualizerHook: {fusion.name} is left alone: {fusion.reason}.')
-        has_bias = getattr(fusion.conv, 'bias', None) is not None
-        bias = has_bias and (
-            not fusion.normalized if self.equalize_mean == 'auto' else bool(self.equalize_mean)
-        )
-        divisor = [s if s > 0 and fusion.equalizable else 1.0 for s in std]
-        return {
-            'name': fusion.name,
-            'channels': list(fusion.channels),
-            'sizes': [list(s) for s in fusion.sizes],
-            # A branch that is left alone keeps its mean as well.
-            'mean': [0.0 if s == 0 else m for m, s in zip(mean, std)],
-            'measured_mean': mean,
-            'std': std,
-            'ratio': [s / max(std) if max(std) > 0 else 0.0 for s in std],
-            'divisor': divisor,
-            'bias': bool(bias and fusion.equalizable),
-            'reason': fusion.reason,
-        }
-
     # --- applying -----------------------------------------------------------------------------
 
     def _recorded(self, model: nn.Module) -> Iterator[tuple[dict[str, Any], nn.Module]]:
         for entry in self.record['layers']:
             if not entry['reason']:
                 yield entry, model.get_submodule(entry['name'])
-
-    @staticmethod
-    def _constants(entry: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-        sigma = expand_branches(entry['divisor'], entry['channels'])
-        return sigma, expand_branches(entry['mean'], entry['channels']) if entry['bias'] else None
 
     @staticmethod
     def _ema_models(runner) -> list[nn.Module]:
@@ -385,7 +403,7 @@ class ScaleEqualizerHook(Hook):
         # The copies of EMAHook get them too: it pairs buffers by their order.
         for target in (model, *self._ema_models(runner)):
             for entry, layer in self._recorded(target):
-                install_equalizer(layer, *self._constants(entry))
+                install_equalizer(layer, *constants(entry))
         self._installed = True
 
     def _convert(
@@ -394,7 +412,7 @@ class ScaleEqualizerHook(Hook):
         """Replaces the fusion layers' tensors in a state dict by folded (or unfolded) ones."""
         for entry, layer in self._recorded(model):
             key = f'{prefix}{entry["name"]}.'
-            sigma, mu = self._constants(entry)
+            sigma, mu = constants(entry)
             weight, bias = fold_tensors(
                 state[key + 'weight'],
                 state.get(key + 'bias'),
@@ -409,7 +427,7 @@ class ScaleEqualizerHook(Hook):
 
     @torch.no_grad()
     def _write(self, entry: dict[str, Any], layer: nn.Module, inverse: bool) -> None:
-        sigma, mu = self._constants(entry)
+        sigma, mu = constants(entry)
         groups = getattr(layer, 'groups', 1)
         weight, bias = fold_tensors(layer.weight, layer.bias, sigma, mu, groups, inverse)
         layer.weight.copy_(weight)
@@ -417,6 +435,20 @@ class ScaleEqualizerHook(Hook):
             layer.bias.copy_(bias)
 
     # --- telling --------------------------------------------------------------------------------
+
+    def _warn(self, logger) -> None:
+        for entry in self.record['layers']:
+            if entry['reason']:
+                logger.warning(
+                    f'ScaleEqualizerHook: {entry["name"]} is left alone: {entry["reason"]}.'
+                )
+                continue
+            constant = [str(i) for i, s in enumerate(entry['std']) if s == 0]
+            if constant:
+                logger.warning(
+                    f'ScaleEqualizerHook: branch {", ".join(constant)} of {entry["name"]} is '
+                    'constant over the measured images (standard deviation 0) and is left alone.'
+                )
 
     def _report(self, runner, rate: float) -> None:
         table = PrettyTable(['layer', 'branch', 'channels', 'size', 'mean', 'std', 'ratio', 'done'])
@@ -432,14 +464,14 @@ class ScaleEqualizerHook(Hook):
                         i,
                         entry['channels'][i],
                         ' x '.join(map(str, entry['sizes'][i])),
-                        f'{entry["measured_mean"][i]:.4f}',
+                        f'{entry["mean"][i]:.4f}',
                         f'{std:.4f}',
                         f'{entry["ratio"][i]:.3f}',
                         done,
                     ]
                 )
                 key = f'scale_equalizer/{entry["name"]}/{i}'
-                scalars[f'{key}/mean'] = entry['measured_mean'][i]
+                scalars[f'{key}/mean'] = entry['mean'][i]
                 scalars[f'{key}/std'] = std
         runner.logger.info(
             f"Scale equalization (mode '{self.mode}') over {self.record['num_images']} images at "
