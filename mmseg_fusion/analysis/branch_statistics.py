@@ -109,6 +109,18 @@ def measuring(model: nn.Module) -> Iterator[None]:
                 del module.forward
 
 
+def split_batches(order: Sequence[int], size: int) -> list[list[int]]:
+    """Batches of ``size`` in the given order; a last one of one image joins the one before it.
+
+    One image alone has no batch statistics where a map is pooled to 1 x 1.
+    """
+    batches = [list(order[i : i + size]) for i in range(0, len(order), size)]
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        alone = batches.pop()
+        batches[-1] += alone
+    return batches
+
+
 def measure_branches(
     model: nn.Module,
     batches: Iterable,

@@ -19,6 +19,7 @@ from mmseg_fusion.analysis.branch_statistics import (
     BranchStatistics,
     measure_branches,
     measuring,
+    split_batches,
 )
 from mmseg_fusion.engine.hooks import ScaleEqualizerHook
 from mmseg_fusion.models.layers import ScaleEqualizer
@@ -500,9 +501,11 @@ def test_images_loaded_once(tmp_path):
     assert record_of(made)['num_images'] == 8
 
 
-def test_a_last_image_is_never_alone(tmp_path):
-    made = train(tmp_path, hook=dict(num_samples=9, batch_size=4), length=12)
-    assert record_of(made)['num_images'] == 9
+def test_a_last_image_is_never_alone():
+    assert split_batches(range(9), 4) == [[0, 1, 2, 3], [4, 5, 6, 7, 8]]
+    assert split_batches(range(10), 4) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert split_batches(range(3), 4) == [[0, 1, 2]]
+    assert split_batches([7], 4) == [[7]]
 
 
 @pytest.mark.stack

@@ -19,7 +19,12 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.data import DataLoader
 
-from ...analysis.branch_statistics import BranchStatistics, measure_branches, reduce_statistics
+from ...analysis.branch_statistics import (
+    BranchStatistics,
+    measure_branches,
+    reduce_statistics,
+    split_batches,
+)
 from ...analysis.fusion import Fusion, kept_state, watch_fusions
 from ...models.layers.scale_equalizer import (
     ScaleEqualizer,
@@ -336,10 +341,7 @@ class ScaleEqualizerHook(Hook):
         size = self.batch_size or max(2, source.batch_size or 2)
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(length, generator=generator)[:images].tolist()
-        batches = [order[i : i + size] for i in range(0, images, size)]
-        if len(batches) > 1 and len(batches[-1]) == 1:
-            # One image alone has no batch statistics at a 1 x 1 pooled map.
-            batches[-2] += batches.pop()
+        batches = split_batches(order, size)
         rank, world = get_dist_info()
         mine = batches[rank::world]
         # Every process makes the same number of passes, counted or not: a model that talks to

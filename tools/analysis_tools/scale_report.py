@@ -1,0 +1,86 @@
+"""Scales of features and gradients at every fusion of a config, before and after equalization.
+
+    python tools/analysis_tools/scale_report.py CONFIG [--checkpoint CKPT]
+
+Prints a table and writes ``scale_report.csv`` and ``scale_report.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from pathlib import Path
+
+import mmseg_fusion  # noqa: F401  isort: skip  (first: it meets the third-party quirks)
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
+from prettytable import PrettyTable
+
+from mmseg_fusion.analysis.scale_report import (
+    draw_report,
+    model_and_batches,
+    report_rows,
+    scale_report,
+)
+from mmseg_fusion.cli import check_checkpoint, check_config
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('config', help='any MMSegmentation config')
+    parser.add_argument('--checkpoint', help='weights to look at; default: the initial ones')
+    parser.add_argument('--num-images', type=int, default=32, help='training images to measure')
+    parser.add_argument('--batch-size', type=int, help="default: the config's")
+    parser.add_argument('--layers', nargs='+', help='fusion layers to look at; default: all')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--out-dir', type=Path, help='default: work_dirs/CONFIG/scale_report')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    check_config(args.config)
+    if args.checkpoint:
+        check_checkpoint(args.checkpoint)
+    # init_weights would log a line per parameter.
+    MMLogger.get_instance('scale_report', log_level='WARNING')
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    name = Path(args.config).stem
+    out_dir = args.out_dir or Path('work_dirs') / name / 'scale_report'
+    try:
+        model, batches = model_and_batches(
+            cfg, args.checkpoint, args.num_images, args.batch_size, args.device, args.seed
+        )
+    except FileNotFoundError as error:
+        raise SystemExit(
+            f'{error}\nThe training images of the config are not there; point it at them with '
+            '--cfg-options train_dataloader.dataset.data_root=FOLDER'
+        ) from error
+    report = scale_report(model, batches, args.layers)
+    rows = report_rows(report)
+    table = PrettyTable(list(rows[0]))
+    for row in rows:
+        table.add_row([f'{v:.4g}' if isinstance(v, float) else v for v in row.values()])
+    print(table)
+    images = sum(len(batch['inputs']) for batch in batches)
+    print(
+        f'{images} training images. The gradient is the root mean square over a weight block: '
+        "with explicit equalizers ('equalized') and with their constants in the weight ('folded')."
+    )
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with (out_dir / 'scale_report.csv').open('w', newline='') as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    title = f'{name}, {images} images' + (f', {args.checkpoint}' if args.checkpoint else '')
+    draw_report(report, out_dir / 'scale_report.png', title)
+    print(f'{out_dir / "scale_report.csv"}\n{out_dir / "scale_report.png"}')
+
+
+if __name__ == '__main__':
+    main()
