@@ -1,0 +1,3 @@
+_base_ = './upernet_convnext-s_4xb4-amp-160k_ade20k-512x512.py'
+# Before the first step: each fusion convolution's weights divided by the scale of their branch.
+custom_hooks = [dict(type='ScaleEqualizerHook')]

@@ -1,0 +1,3 @@
+_base_ = './upernet_swin-s_4xb4-160k_voc12aug-512x512.py'
+# Before the first step: each fusion convolution's weights divided by the scale of their branch.
+custom_hooks = [dict(type='ScaleEqualizerHook')]

@@ -1,0 +1,467 @@
+"""Counts of a model: multiply-adds for one image, learnable parameters, both per module.
+
+The forward pass runs on the ``meta`` device, where a tensor has a shape and no values: any model
+at any size takes a second and no memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any, Union
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+#: A side, (height, width) or (channels, height, width).
+Shape = Union[int, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one forward pass of a model costs, and how much the model learns.
+
+    Attributes:
+        flops: multiply-adds of convolutions, linear layers, matrix and attention products;
+            element-wise work, norm layers and biases are left out.
+        params: elements of the learnable tensors (``nn.Parameter``, frozen ones as well; buffers
+            are none), each tensor once.
+        shape: the input as (channels, height, width); None if the call was given tensors.
+        flops_by_module: the same by a module's dotted name; a module includes what it contains,
+            ``''`` is the whole.
+        params_by_module: likewise.
+        uncounted: operators that are neither PyTorch's own nor known here: they may hide work.
+    """
+
+    flops: int
+    params: int
+    shape: tuple[int, ...] | None = None
+    flops_by_module: dict[str, int] = field(default_factory=dict, repr=False)
+    params_by_module: dict[str, int] = field(default_factory=dict, repr=False)
+    uncounted: tuple[str, ...] = ()
+
+    def table(self, depth: int = 1) -> str:
+        """Modules down to ``depth``, with their shares of the whole.
+
+        A row ``(own)`` is what a module does or holds outside of the modules listed below it.
+
+        Args:
+            depth: 1 for backbone, neck and head, 2 for their parts, and so on.
+
+        Raises:
+            ValueError: ``depth`` is less than 1.
+        """
+        if depth < 1:
+            raise ValueError(f'depth must be at least 1, got {depth}')
+        inside: dict[str, list[str]] = {}
+        for name in self.params_by_module:
+            if name and (self.params_by_module[name] or self.flops_by_module[name]):
+                inside.setdefault(name.rpartition('.')[0], []).append(name)
+        rows = [('module', 'params', '', 'FLOPs', '')]
+
+        def add(label: str, params: int, flops: int) -> None:
+            rows.append(
+                (
+                    label,
+                    human(params),
+                    _share(params, self.params),
+                    human(flops),
+                    _share(flops, self.flops),
+                )
+            )
+
+        def visit(parent: str, level: int) -> None:
+            params, flops = self.params_by_module[parent], self.flops_by_module[parent]
+            for name in inside.get(parent, ()):
+                label = '  ' * level + name.rpartition('.')[2]
+                add(label, self.params_by_module[name], self.flops_by_module[name])
+                params -= self.params_by_module[name]
+                flops -= self.flops_by_module[name]
+                if level + 1 < depth:
+                    visit(name, level + 1)
+            # Less than nothing is left where a tensor belongs to two modules.
+            if parent in inside and (params > 0 or flops > 0):
+                add('  ' * level + '(own)', max(params, 0), max(flops, 0))
+
+        visit('', 0)
+        add('total', self.params, self.flops)
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        lines = (
+            [row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:])]
+            for row in rows
+        )
+        return '\n'.join('  '.join(line).rstrip() for line in lines)
+
+
+def human(number: int) -> str:
+    """A count in k, M, G or T: ``236_123_456_789`` is ``'236.123 G'``."""
+    for unit, name in ((10**12, 'T'), (10**9, 'G'), (10**6, 'M'), (10**3, 'k')):
+        if number >= unit:
+            return f'{number / unit:.3f} {name}'
+    return str(number)
+
+
+def _share(part: int, whole: int) -> str:
+    return f'{100 * part / whole:.1f}%' if whole else '-'
+
+
+def count(config_or_model: str | Path | Config | dict | nn.Module, shape: Shape) -> Counts:
+    """Counts what a segmentor does for one image: backbone, neck and decode head.
+
+    Auxiliary heads are left out of both counts. Nothing is downloaded, no weight is initialized
+    and a given model stays as it is.
+
+    Args:
+        config_or_model: a config's path (or ``package::path``), a config, its ``model`` dict, or
+            a model; a module that is no segmentor is called with one image.
+        shape: the image: a side, (height, width) or (channels, height, width). Channels default
+            to what the data preprocessor normalizes, or 3.
+
+    Returns:
+        Counts: of the whole and of each module.
+
+    Raises:
+        FileNotFoundError: there is no such config.
+        ValueError: ``shape`` is none of the above, or a config has no model.
+        RuntimeError: the model does not take an image of this shape.
+    """
+    size = _size(shape)
+    if isinstance(config_or_model, nn.Module):
+        model, again = config_or_model, None
+    else:
+        model_cfg, scope = _model_config(config_or_model)
+
+        def again() -> nn.Module:
+            with DefaultScope.overwrite_default_scope(scope):
+                return MODELS.build(copy.deepcopy(model_cfg))
+
+        try:
+            with _EmptyOnMeta():
+                model = again()
+        except Exception:
+            # Either a constructor that reads its weights, or a wrong config: then this raises.
+            model = again()
+    if len(size) == 2:
+        mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
+        size = (3 if mean is None else mean.numel(), *size)
+    args: tuple[Any, ...] = (torch.empty(1, *size, device='meta'),)
+    method = '__call__'
+    # What inference runs: unlike forward(mode='tensor'), every segmentor of mmseg has it.
+    if hasattr(model, 'encode_decode'):
+        meta = dict.fromkeys(('ori_shape', 'img_shape', 'pad_shape'), size[1:])
+        args, method = (*args, [meta]), 'encode_decode'
+    try:
+        counts = _count(model, again, method, args, {}, drop=('auxiliary_head',))
+    except ImportError:
+        raise
+    except Exception as error:
+        image = ' x '.join(map(str, size))
+        raise RuntimeError(
+            f'{type(model).__name__} failed on an image of {image} (channels x height x width): '
+            f'{error}. Give a shape that the model takes; many backbones are bound to the crop '
+            'size in data_preprocessor.size, or to a multiple of their stride'
+        ) from error
+    return dataclasses.replace(counts, shape=size)
+
+
+def count_call(module: nn.Module, *args: Any, **kwargs: Any) -> Counts:
+    """Counts one call of any module, in evaluation mode; the module stays as it is.
+
+    The call runs on the meta device. A module that reads values (``.item()``, ``nonzero``) cannot
+    do that: it runs on real tensors then, and a message says so.
+
+    Args:
+        module: any module.
+        *args: the call's arguments; of a tensor only shape and dtype matter, it may be on meta.
+        **kwargs: the call's keyword arguments.
+
+    Returns:
+        Counts: with ``shape=None``.
+
+    Raises:
+        ImportError: torch is older than 2.1.
+
+    Example:
+        >>> count_call(torch.nn.Linear(8, 4), torch.zeros(10, 8)).flops
+        320
+    """
+    return _count(module, None, '__call__', args, kwargs)
+
+
+def _size(shape: Shape) -> tuple[int, ...]:
+    size = (shape, shape) if isinstance(shape, int) else tuple(shape)
+    if len(size) not in (2, 3) or not all(isinstance(n, int) and n > 0 for n in size):
+        raise ValueError(
+            'shape must be a side, (height, width) or (channels, height, width), of positive '
+            f'integers; got {shape!r}'
+        )
+    return size
+
+
+def read_config(path: str | Path) -> Config:
+    """The config of a file or of ``package::folder/name.py``.
+
+    Raises:
+        FileNotFoundError: there is no such file, or the package is not installed.
+    """
+    if '::' not in str(path):
+        return Config.fromfile(path)
+    from mmengine.hub import get_config
+
+    try:
+        return get_config(str(path))
+    except AssertionError as error:
+        raise FileNotFoundError(str(error)) from error
+
+
+def _model_config(config: str | Path | Config | dict) -> tuple[ConfigDict, str]:
+    """The model's part of a config, free of what a training needs, and the scope of its names."""
+    if isinstance(config, (str, Path)):
+        config = read_config(config)
+    scope = config.get('default_scope') or 'mmseg'
+    model = config.get('model') or config
+    if 'type' not in model:
+        raise ValueError(
+            f'expected a config with model=dict(type=...), got one with {sorted(config)}; is it a '
+            'file of configs/_base_ that holds no model?'
+        )
+    # mmseg reads attributes of the parts: a plain dict has none.
+    model = ConfigDict(copy.deepcopy(dict(model)))
+    model.pop('auxiliary_head', None)
+    _forget_pretrained(model)
+    return model, scope
+
+
+def _forget_pretrained(value: Any) -> None:
+    # Some backbones (TIMMBackbone) fetch their weights while they are built.
+    if isinstance(value, dict):
+        if value.get('pretrained'):
+            value['pretrained'] = False if value['pretrained'] is True else None
+        for v in value.values():
+            _forget_pretrained(v)
+    elif isinstance(value, (list, tuple)):
+        for v in value:
+            _forget_pretrained(v)
+
+
+# --- the call on shapes alone --------------------------------------------------------------------
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """Weights, which start as ``torch.empty``, take no memory; all other tensors are real.
+
+    ``torch.device('meta')`` would stop at a constructor that reads values, as the drop path rates
+    in ``[x.item() for x in torch.linspace(...)]`` of many backbones.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func is torch.empty:
+            kwargs['device'] = 'meta'
+        return func(*args, **kwargs)
+
+
+def _count(
+    module: nn.Module,
+    again: Callable[[], nn.Module] | None,
+    method: str,
+    args: tuple,
+    kwargs: dict[str, Any],
+    drop: Sequence[str] = (),
+) -> Counts:
+    """One call on meta and, if that cannot be, on real tensors.
+
+    Args:
+        module: what is called; not changed.
+        again: builds the module with real weights, if those of ``module`` are not.
+        method: name of the method that is called.
+        args: its arguments, on any device.
+        kwargs: likewise.
+        drop: sub-modules that are taken away before.
+    """
+    try:
+        copied = _meta_copy(module)
+        with torch.device('meta'):
+            return _run(copied, method, _to(args, 'meta'), _to(kwargs, 'meta'), drop)
+    except ImportError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        print_log(
+            f'{type(module).__name__} does not run on shapes alone ({reason}); counting on real '
+            'tensors, which takes the time and the memory of one image',
+            logger='current',
+        )
+    copied = copy.deepcopy(module) if again is None else again()
+    device = next((str(p.device) for p in copied.parameters()), 'cpu')
+    return _run(copied, method, _to(args, device), _to(kwargs, device), drop)
+
+
+def _run(
+    module: nn.Module, method: str, args: tuple, kwargs: dict[str, Any], drop: Sequence[str]
+) -> Counts:
+    """Counts a call of ``module``, which is used up: parts are dropped, methods replaced."""
+    try:
+        flop_counter = importlib.import_module('torch.utils.flop_counter')
+    except ImportError as error:
+        raise ImportError(
+            f'counting needs torch >= 2.1 (torch.utils.flop_counter), found {torch.__version__}'
+        ) from error
+    for name in drop:
+        module._modules.pop(name, None)
+    # SyncBatchNorm takes no CPU tensors.
+    module = revert_sync_batchnorm(module).eval()
+    formulas = _formulas()
+    foreign = _Foreign(formulas)
+    counter = flop_counter.FlopCounterMode(display=False, custom_mapping=formulas)
+    seen: dict[str, int] = {}
+    for name, part in module.named_modules():
+        _watch(name, part, counter.get_total_flops, seen)
+    with torch.no_grad(), _unfused_attention(), foreign, counter:
+        getattr(module, method)(*args, **kwargs)
+    # torch counts two per multiply-add.
+    seen[''] = counter.get_total_flops()
+    flops, params = {}, {}
+    for name, part in reversed(list(module.named_modules())):
+        # A container such as ModuleList is never called.
+        inside = (f'{name}.{child}' if name else child for child, _ in part.named_children())
+        own = seen[name] // 2 if name in seen else sum(flops.get(n, 0) for n in inside)
+        flops[name], params[name] = own, sum(p.numel() for p in part.parameters())
+    flops, params = (dict(reversed(list(found.items()))) for found in (flops, params))
+    return Counts(
+        flops=flops[''],
+        params=params[''],
+        flops_by_module=flops,
+        params_by_module=params,
+        uncounted=tuple(sorted(foreign.names)),
+    )
+
+
+@contextmanager
+def _unfused_attention() -> Iterator[None]:
+    """nn.MultiheadAttention in parts: its inference kernel hides them all in one operator."""
+    mha = getattr(torch.backends, 'mha', None)
+    if mha is None:
+        yield
+        return
+    enabled = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        mha.set_fastpath_enabled(enabled)
+
+
+def _watch(name: str, module: nn.Module, total: Callable[[], int], found: dict[str, int]) -> None:
+    """Adds what ``total`` grows by in ``module.forward`` to ``found[name]``.
+
+    Not a hook: segmentors call ``decode_head.forward(...)``, which runs none.
+    """
+    forward = module.forward
+
+    @functools.wraps(forward)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        before = total()
+        result = forward(*args, **kwargs)
+        found[name] = found.get(name, 0) + total() - before
+        return result
+
+    module.forward = watched
+
+
+def _meta_copy(module: nn.Module) -> nn.Module:
+    """A copy whose tensors have no values; tensors that two modules share stay shared."""
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for held in (part._parameters, part._buffers, vars(part)):
+            for tensor in held.values():
+                if isinstance(tensor, Tensor):
+                    moved = tensor.detach().to('meta')
+                    learnable = isinstance(tensor, nn.Parameter)
+                    memo[id(tensor)] = nn.Parameter(moved, False) if learnable else moved
+    return copy.deepcopy(module, memo)
+
+
+def _to(value: Any, device: str) -> Any:
+    """Tensors in ``value`` on ``device``; a meta tensor becomes noise where values are needed."""
+    if isinstance(value, Tensor):
+        if not value.is_meta or device == 'meta':
+            return value.to(device)
+        if value.is_floating_point():
+            return torch.rand(value.shape, dtype=value.dtype, device=device)
+        return torch.zeros(value.shape, dtype=value.dtype, device=device)
+    if isinstance(value, dict):
+        return {k: _to(v, device) for k, v in value.items()}
+    # Not named tuples and the like: their constructors differ.
+    if type(value) in (list, tuple):
+        return type(value)(_to(v, device) for v in value)
+    return value
+
+
+# --- what torch's own counter leaves out ---------------------------------------------------------
+
+
+def _sdpa(
+    query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
+) -> int:
+    return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _deform_conv2d(
+    x: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any
+) -> int:
+    # The samples between pixels are element-wise work.
+    return 2 * x[0] * prod(out_shape[-2:]) * prod(weight)
+
+
+def _formulas() -> dict[Any, Any]:
+    """Operators and their cost from the shapes of their arguments, in torch's unit."""
+    aten = {
+        'mv': lambda matrix, vector, *_, **__: 2 * prod(matrix),
+        'addmv': lambda bias, matrix, vector, *_, **__: 2 * prod(matrix),
+        'dot': lambda a, b, *_, **__: 2 * prod(a),
+        'vdot': lambda a, b, *_, **__: 2 * prod(a),
+        'addbmm': lambda bias, a, b, *_, **__: 2 * prod(a) * b[-1],
+        '_scaled_dot_product_flash_attention_for_cpu': _sdpa,
+        '_scaled_dot_product_fused_attention_overrideable': _sdpa,
+    }
+    found = {
+        getattr(torch.ops.aten, name): formula
+        for name, formula in aten.items()
+        if hasattr(torch.ops.aten, name)
+    }
+    if hasattr(torch.ops.torchvision, 'deform_conv2d'):
+        found[torch.ops.torchvision.deform_conv2d] = _deform_conv2d
+    return found
+
+
+class _Foreign(TorchDispatchMode):
+    """Notes the operators from outside PyTorch that no formula knows."""
+
+    # flex_attention and the like are PyTorch's own.
+    supports_higher_order_operators = True
+
+    def __init__(self, known: dict[Any, Any]) -> None:
+        super().__init__()
+        self.known = known
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        packet = getattr(func, 'overloadpacket', None)
+        own = getattr(func, 'namespace', 'aten') in ('aten', 'prim', 'prims')
+        if packet is not None and not own and packet not in self.known:
+            self.names.add(str(packet))
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,217 @@
+"""Every model of the configs trains a step, and costs what its metafile says.
+
+Configs that differ in data, schedule or hooks alone share one test: nothing is built twice.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.runner import Runner
+from mmengine.structures import PixelData
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+
+from mmseg_fusion.analysis.counting import Counts, count
+
+from .files import METAFILES, TRAINABLE, models_of, read, signature, without
+
+CROP = 64
+
+
+def for_a_cpu(cfg: Any) -> Any:
+    """The config without downloads, and without what only CUDA has: SyncBN and mixed precision."""
+    if isinstance(cfg, (list, tuple)):
+        return type(cfg)(for_a_cpu(item) for item in cfg)
+    if not isinstance(cfg, dict):
+        return cfg
+    changed = {k: for_a_cpu(v) for k, v in cfg.items() if k != 'loss_scale'}
+    if changed.get('type') == 'SyncBN':
+        changed['type'] = 'BN'
+    if changed.get('type') == 'AmpOptimWrapper':
+        changed['type'] = 'OptimWrapper'
+    if (changed.get('init_cfg') or {}).get('type') == 'Pretrained':
+        changed['init_cfg'] = None
+    if 'pretrained' in changed:
+        changed['pretrained'] = None
+    return changed
+
+
+def distinct() -> dict[str, str]:
+    """One config for every (model, optimizer), the number of classes and the crop aside."""
+    found: dict[str, str] = {}
+    for path in TRAINABLE:
+        cfg = read(path)
+        parts = [cfg.model.to_dict(), cfg.optim_wrapper.to_dict()]
+        found.setdefault(signature(without(parts, 'num_classes', 'size')), path)
+    return {Path(path).stem: path for path in found.values()}
+
+
+MODELS_OF_CONFIGS = distinct()
+# One per method: these run on every stack.
+CHEAP = {'upernet_r18_1xb16-4k_camvid-360x480', 'upernet_swin-t_4xb4-160k_ade20k-512x512'}
+
+
+@pytest.mark.parametrize(
+    'path',
+    [
+        pytest.param(path, id=name, marks=[pytest.mark.stack] if name in CHEAP else [])
+        for name, path in MODELS_OF_CONFIGS.items()
+    ],
+)
+def test_trains_a_step(path: str) -> None:
+    cfg = Config(for_a_cpu(read(path).to_dict()))
+    cfg.model.data_preprocessor.size = (CROP, CROP)
+    model = MODELS.build(cfg.model)
+    optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    groups = optim_wrapper.optimizer.param_groups
+    grouped = [id(p) for group in groups for p in group['params']]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+
+    labels = torch.randint(cfg.model.decode_head.num_classes, (2, 1, CROP, CROP))
+    labels[:, :, :3] = 255
+    data = {
+        'inputs': list(torch.randint(256, (2, 3, CROP, CROP), dtype=torch.uint8)),
+        'data_samples': [SegDataSample(gt_sem_seg=PixelData(data=label)) for label in labels],
+    }
+    model.train()
+    loss, log = model.parse_losses(model(**model.data_preprocessor(data, True), mode='loss'))
+    assert math.isfinite(loss.item())
+    assert {'decode.loss_ce', 'aux.loss_ce'} <= set(log)
+    optim_wrapper.backward(loss)
+    without_gradient = [
+        name
+        for name, p in model.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())
+    ]
+    assert not without_gradient
+    weight = model.decode_head.conv_seg.weight
+    before = weight.detach().clone()
+    optim_wrapper.step()
+    assert not torch.equal(weight, before)
+
+
+def test_distinct_models_stand_for_all() -> None:
+    kinds = {(read(p).model.backbone.type, read(p).model.decode_head.type) for p in TRAINABLE}
+    tested = {
+        (read(p).model.backbone.type, read(p).model.decode_head.type)
+        for p in MODELS_OF_CONFIGS.values()
+    }
+    assert tested == kinds
+    # 26 pairs of the paper's rows are 13 models.
+    assert len([p for p in MODELS_OF_CONFIGS.values() if 'scale_equalizer' in p]) == 13
+
+
+@pytest.mark.parametrize(
+    ('name', 'rates'),
+    [
+        # 0.9 to the power of this, for stem, four stages and head.
+        ('upernet_convnext-t_4xb4-amp-160k_ade20k-512x512', [7, 6, 5, 4, 3, 0]),
+        ('upernet_convnext-b_4xb4-amp-160k_ade20k-512x512', [13, 12, 11, 10, 9, 0]),
+    ],
+)
+def test_layer_decay(name: str, rates: list[int]) -> None:
+    cfg = Config(for_a_cpu(read(f'configs/scale_equalizer/{name}.py').to_dict()))
+    model = MODELS.build(cfg.model)
+    groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+    rate = {id(p): group['lr'] for group in groups for p in group['params']}
+    parts = [model.backbone.downsample_layers[0], *model.backbone.stages, model.decode_head]
+    for part, power in zip(parts, rates):
+        assert [rate[id(p)] / 1e-4 for p in part.parameters()] == pytest.approx(
+            [0.9**power] * len(list(part.parameters()))
+        )
+    decay = {id(p): group['weight_decay'] for group in groups for p in group['params']}
+    assert {decay[id(p)] for p in model.parameters() if p.dim() == 1} == {0.0}
+
+
+# --- counts --------------------------------------------------------------------------------------
+
+COUNTED: dict[str, Counts] = {}
+
+
+@pytest.mark.parametrize('metafile', METAFILES)
+def test_counts(metafile: str) -> None:
+    wrong = []
+    for model in models_of(metafile):
+        cfg, said = read(model['Config']), model['Metadata']
+        shape = said['FLOPs Shape']
+        assert tuple(shape) == tuple(cfg.model.data_preprocessor.size)
+        key = signature([cfg.model.to_dict(), shape])
+        if key not in COUNTED:
+            COUNTED[key] = count(cfg, shape)
+        found = (COUNTED[key].params, COUNTED[key].flops)
+        if found != (said['Parameters'], said['FLOPs']):
+            wrong.append((model['Name'], found))
+    assert not wrong, f'python tools/analysis_tools/get_flops.py --update {metafile}'
+
+
+@pytest.mark.parametrize(
+    ('backbone', 'published'),
+    # Giga multiply-adds of UPerNet on 512 x 2048, table 4 of the ConvNeXt paper, arXiv 2201.03545.
+    [
+        ('swin-t', 945),
+        ('swin-s', 1038),
+        ('swin-b', 1188),
+        ('convnext-t', 939),
+        ('convnext-s', 1027),
+        ('convnext-b', 1170),
+    ],
+)
+def test_counts_agree_with_published_ones(backbone: str, published: int) -> None:
+    amp = 'amp-' if 'convnext' in backbone else ''
+    cfg = read(f'configs/scale_equalizer/upernet_{backbone}_4xb4-{amp}160k_ade20k-512x512.py')
+    assert count(cfg, (512, 2048)).flops / 1e9 == pytest.approx(published, rel=1e-3)
+
+
+# --- through the runner --------------------------------------------------------------------------
+
+
+def write_ade20k(root: Path, images: int) -> None:
+    """Random images in the folders of ADE20K."""
+    rng = np.random.default_rng(0)
+    for part in ('training', 'validation'):
+        for kind, top, suffix in (('images', 256, 'jpg'), ('annotations', 151, 'png')):
+            folder = root / kind / part
+            folder.mkdir(parents=True)
+            shape = (CROP, CROP, 3)[: 3 if kind == 'images' else 2]
+            for i in range(images):
+                array = rng.integers(top, size=shape, dtype=np.uint8)
+                cv2.imwrite(str(folder / f'{i}.{suffix}'), array)
+
+
+@pytest.mark.stack
+def test_scale_equalized_config_trains_through_the_runner(tmp_path: Path) -> None:
+    """The file of a row of the paper, on four small images in ADE20K's folders."""
+    write_ade20k(tmp_path / 'ade', images=4)
+    path = 'configs/scale_equalizer/upernet_swin-t_scale-eq_4xb4-160k_ade20k-512x512.py'
+    cfg = Config(for_a_cpu(copy.deepcopy(read(path).to_dict())))
+    cfg.work_dir = str(tmp_path / 'work')
+    cfg.model.data_preprocessor.size = (CROP, CROP)
+    loader = cfg.train_dataloader
+    loader.update(batch_size=2, num_workers=0, persistent_workers=False)
+    loader.dataset.data_root = str(tmp_path / 'ade')
+    for step in loader.dataset.pipeline:
+        if step['type'] == 'RandomResize':
+            step['scale'] = (2 * CROP, CROP)
+        if step['type'] == 'RandomCrop':
+            step['crop_size'] = (CROP, CROP)
+    cfg.train_cfg.max_iters = 2
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None
+    # 700 MB of optimizer state that nobody reads.
+    cfg.default_hooks.checkpoint = None
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert runner.iter == 2
+    assert math.isfinite(runner.message_hub.get_scalar('train/loss').current())
+    # The hook ran before.
+    assert list((tmp_path / 'work').rglob('scale_equalizer.json'))

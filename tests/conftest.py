@@ -1,0 +1,71 @@
+"""Fixtures that every test may use, and what each test starts from."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import mmseg_fusion  # noqa: F401  isort: skip  (first: it meets the third-party quirks)
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from mmengine.registry import DefaultScope
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A loaded machine is no failure, and a failure is one that comes again.
+settings.register_profile('mmseg_fusion', deadline=None, derandomize=True)
+settings.load_profile('mmseg_fusion')
+
+# Plain asserts in the base testers then print both sides, as they do in a test file.
+pytest.register_assert_rewrite('tests.testers')
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Under pytest-xdist each worker, and each program it starts, would take a thread per core.
+    if os.environ.get('PYTEST_XDIST_WORKER'):
+        torch.set_num_threads(1)
+        os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason='marked gpu: torch sees no CUDA device')
+    for item in items:
+        if 'gpu' in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _same_start() -> Iterator[None]:
+    """Every test starts with the same random states and with mmseg's registries, in any order."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        yield
+
+
+@pytest.fixture(scope='session')
+def repo_root() -> Path:
+    """The folder with pyproject.toml."""
+    return ROOT
+
+
+@pytest.fixture(scope='session')
+def camvid_root() -> Path:
+    """A folder with CamVid's img_dir/ and ann_dir/; a test that asks is skipped without one."""
+    tried = [ROOT / 'data' / 'camvid', ROOT.parent / 'shared' / 'camvid']
+    if os.environ.get('CAMVID_ROOT'):
+        tried.insert(0, Path(os.environ['CAMVID_ROOT']))
+    for path in tried:
+        if (path / 'img_dir').is_dir() and (path / 'ann_dir').is_dir():
+            return path
+    pytest.skip(
+        'no CamVid images: set CAMVID_ROOT or make data/camvid with img_dir/ and ann_dir/ '
+        f'(looked in {", ".join(map(str, tried))})'
+    )
