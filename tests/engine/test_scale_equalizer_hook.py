@@ -24,6 +24,7 @@ from mmseg_fusion.analysis.branch_statistics import (
 from mmseg_fusion.engine.hooks import ScaleEqualizerHook
 from mmseg_fusion.models.layers import ScaleEqualizer
 
+from ..testers import HookTester
 from .small import BN, LEVELS, UPER, config, dataset, runner
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -69,6 +70,16 @@ def record_of(made):
 
 def layers(record):
     return {entry['name']: entry for entry in record['layers']}
+
+
+class TestFold(HookTester):
+    hook = dict(type='ScaleEqualizerHook')
+    keeps_weights = False
+
+
+class TestModule(HookTester):
+    hook = dict(type='ScaleEqualizerHook', mode='module')
+    keeps_weights = False
 
 
 # --- what it does ----------------------------------------------------------------------------

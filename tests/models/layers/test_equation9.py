@@ -114,7 +114,6 @@ def cases(draw: st.DrawFn, padded: bool) -> Case:
     )
 
 
-@settings(deadline=None)
 @given(case=cases(padded=False))
 def test_folded_equals_explicit_without_padding(case: Case) -> None:
     expected = convolve(case.equalized(), case.conv())
@@ -122,7 +121,6 @@ def test_folded_equals_explicit_without_padding(case: Case) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
-@settings(deadline=None)
 @given(case=cases(padded=True))
 def test_folded_equals_explicit_where_no_padding_is_seen(case: Case) -> None:
     expected = convolve(case.equalized(), case.conv())
@@ -149,7 +147,6 @@ def test_border_differs_by_what_the_padding_stands_for() -> None:
     np.testing.assert_allclose(convolve(padded, conv), explicit, rtol=1e-9, atol=1e-9)
 
 
-@settings(deadline=None)
 @given(case=cases(padded=False))
 def test_without_the_bias_only_a_constant_per_channel_is_missing(case: Case) -> None:
     """What batch norm takes out: the recommended form for convolutions that it follows."""
@@ -160,7 +157,7 @@ def test_without_the_bias_only_a_constant_per_channel_is_missing(case: Case) -> 
     np.testing.assert_allclose(missing, np.broadcast_to(constant, missing.shape), atol=1e-7)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(case=cases(padded=False))
 def test_gradient_of_the_weight_is_the_equalized_input(case: Case) -> None:
     """Proposition 3.1 behind an equalizer: dy / dw_i = (x_i - mu_i) / sigma_i."""
