@@ -241,20 +241,23 @@ def _model_config(config: str | Path | Config | dict) -> tuple[ConfigDict, str]:
     # mmseg reads attributes of the parts: a plain dict has none.
     model = ConfigDict(copy.deepcopy(dict(model)))
     model.pop('auxiliary_head', None)
-    _forget_pretrained(model)
+    forget_pretrained(model)
     return model, scope
 
 
-def _forget_pretrained(value: Any) -> None:
-    # Some backbones (TIMMBackbone) fetch their weights while they are built.
+def forget_pretrained(value: Any) -> None:
+    """Takes ``pretrained`` out of a model's config, in place, at every depth.
+
+    Some backbones (TIMMBackbone) fetch their weights while they are built already.
+    """
     if isinstance(value, dict):
         if value.get('pretrained'):
             value['pretrained'] = False if value['pretrained'] is True else None
         for v in value.values():
-            _forget_pretrained(v)
+            forget_pretrained(v)
     elif isinstance(value, (list, tuple)):
         for v in value:
-            _forget_pretrained(v)
+            forget_pretrained(v)
 
 
 # --- the call on shapes alone --------------------------------------------------------------------

@@ -1,0 +1,48 @@
+"""tools/analysis_tools/benchmark_scale_equalizer.py as a user runs it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+TOOL = 'tools/analysis_tools/benchmark_scale_equalizer.py'
+CONFIG = 'configs/fusion_shapes/upernet_r18_1xb4-1k_fusion-shapes-128x128.py'
+
+
+def call(root, *arguments):
+    command = [sys.executable, TOOL, *map(str, arguments)]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True)
+
+
+@pytest.mark.stack
+def test_four_variants(repo_root):
+    done = call(
+        repo_root, CONFIG, '--shape', 64, 64, '--batch-size', 2, '--repeat', 2, '--warmup', 1,
+        '--device', 'cpu',
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r'^\|\s+(.+?)\s+\|\s+([\d.]+)\s', done.stdout, re.M)
+    assert [name for name, _ in rows] == ['plain', 'fold', 'module', 'batch norm after upsampling']
+    assert all(float(median) > 0 for _, median in rows)
+    assert '1.000 ' in done.stdout
+
+
+def test_head_without_fusion(repo_root, tmp_path):
+    config = tmp_path / 'fpn.py'
+    head = dict(
+        _delete_=True,
+        type='FPNHead',
+        in_channels=[64, 128, 256, 512],
+        in_index=[0, 1, 2, 3],
+        feature_strides=[4, 8, 16, 32],
+        channels=8,
+        num_classes=8,
+    )
+    base = str(repo_root / CONFIG)
+    config.write_text(f'_base_ = {base!r}\nmodel = dict(decode_head={head!r})\n')
+    done = call(repo_root, config, '--shape', 64, 64, '--batch-size', 2, '--device', 'cpu')
+    assert done.returncode == 1
+    assert 'FPNHead has no layer that takes concatenated features' in done.stderr

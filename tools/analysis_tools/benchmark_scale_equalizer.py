@@ -1,0 +1,179 @@
+"""Time of one training step of a config's model with each form of scale equalization.
+
+    python tools/analysis_tools/benchmark_scale_equalizer.py CONFIG [--shape H W] [--repeat N]
+
+Four variants take turns in one process: the plain model, the equalizers folded into the fusion
+layers, as explicit modules, and batch norm after upsampling in their place. Synthetic images, no
+pretrained weights. Prints medians and ratios to the plain model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
+    sys.path.insert(0, str(ROOT))
+
+# First of all: it meets the third-party quirks before anything of mmseg is imported.
+from mmseg_fusion.cli import check_config  # noqa: E402  isort: skip
+
+import torch  # noqa: E402
+from benchmark import measure, synthetic_batch  # noqa: E402  (the script beside this one)
+from mmcv.cnn import ConvModule  # noqa: E402
+from mmengine.config import Config, DictAction  # noqa: E402
+from mmengine.model import revert_sync_batchnorm  # noqa: E402
+from mmengine.optim import build_optim_wrapper  # noqa: E402
+from mmengine.registry import init_default_scope  # noqa: E402
+from mmseg.models.utils import resize  # noqa: E402
+from mmseg.registry import MODELS  # noqa: E402
+from prettytable import PrettyTable  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from mmseg_fusion.analysis import Fusion  # noqa: E402
+from mmseg_fusion.analysis.branch_statistics import measure_branches  # noqa: E402
+from mmseg_fusion.analysis.counting import forget_pretrained  # noqa: E402
+from mmseg_fusion.analysis.fusion import FusionTracer  # noqa: E402
+from mmseg_fusion.engine.hooks.scale_equalizer_hook import (  # noqa: E402
+    constants,
+    install_equalizer,
+    plan_equalization,
+)
+from mmseg_fusion.models.layers import fold_scale_equalizer  # noqa: E402
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('config', help='any MMSegmentation config whose decode head concatenates')
+    parser.add_argument('--shape', type=int, nargs=2, default=(128, 128), metavar=('H', 'W'))
+    parser.add_argument('--batch-size', type=int, default=4)
+    parser.add_argument('--repeat', type=int, default=20, help='measured steps per variant')
+    parser.add_argument('--warmup', type=int, default=3)
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--threads', type=int, help='CPU threads of torch')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
+    return parser.parse_args()
+
+
+def build(cfg: Config, args: argparse.Namespace, decode_head: dict | None = None) -> nn.Module:
+    model = copy.deepcopy(cfg.model)
+    if decode_head is not None:
+        model.decode_head = decode_head
+    forget_pretrained(model)
+    if (model.get('data_preprocessor') or {}).get('size'):
+        # It pads smaller images to the size of the crop.
+        model.data_preprocessor.size = tuple(args.shape)
+    return revert_sync_batchnorm(MODELS.build(model)).to(args.device)
+
+
+def branch_ends(head: nn.Module, run: Callable[[], object]) -> list[str]:
+    """Names of the ConvModules whose outputs, upsampled, are branches of the head's fusions."""
+    outputs: dict[str, Tensor] = {}
+    ends: dict[str, None] = {}
+
+    def compare(fusion: Fusion, x: Tensor) -> None:
+        if not fusion.equalizable:
+            return
+        for part in fusion.split(x):
+            for name, out in outputs.items():
+                if out.shape[:2] != part.shape[:2]:
+                    continue
+                up = resize(out, part.shape[2:], mode='bilinear', align_corners=head.align_corners)
+                if torch.equal(up, part):
+                    ends[name] = None
+
+    handles = [
+        module.register_forward_hook(lambda m, x, y, name=name: outputs.__setitem__(name, y))
+        for name, module in head.named_modules()
+        if isinstance(module, ConvModule) and module.with_norm
+    ]
+    try:
+        with torch.no_grad(), FusionTracer(head, compare):
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(ends)
+
+
+def variants(cfg: Config, args: argparse.Namespace) -> tuple[dict[str, nn.Module], dict]:
+    """The four models, and the batch that they train on."""
+    torch.manual_seed(0)
+    head = cfg.model.decode_head
+    if not isinstance(head, dict):
+        raise SystemExit('model.decode_head must be one head, not a cascade')
+    plain = build(cfg, args)
+    batch = synthetic_batch(tuple(args.shape), args.batch_size, plain.num_classes, args.device)
+
+    def run(_=None) -> None:
+        plain._run_forward(plain.data_preprocessor(batch, True), mode='loss')
+
+    found, measured = measure_branches(plain, [batch], run)
+    fusions = [f for f in found.values() if f.name.startswith('decode_head.') and f.equalizable]
+    if not fusions:
+        raise SystemExit(f'{head.type} has no layer that takes concatenated features')
+    folded, explicit = copy.deepcopy(plain), copy.deepcopy(plain)
+    for fusion in fusions:
+        plan = plan_equalization(fusion, measured[fusion.name])
+        fold_scale_equalizer(
+            folded.get_submodule(plan['name']),
+            plan['channels'],
+            plan['offset'],
+            plan['divisor'],
+            plan['bias'],
+        )
+        install_equalizer(explicit.get_submodule(plan['name']), *constants(plan))
+    normed = dict(
+        type='BatchNormAfterUpsampling',
+        head=head,
+        layers=[f.name.partition('.')[2] for f in fusions],
+        branches=branch_ends(plain.decode_head, run),
+    )
+    models = {
+        'plain': plain,
+        'fold': folded,
+        'module': explicit,
+        'batch norm after upsampling': build(cfg, args, normed),
+    }
+    return {name: model.train() for name, model in models.items()}, batch
+
+
+def main() -> None:
+    args = parse_args()
+    check_config(args.config)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    models, batch = variants(cfg, args)
+
+    def make_step(model: nn.Module) -> Callable[[], object]:
+        wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+        return lambda: model.train_step(batch, wrapper)
+
+    def synchronize() -> None:
+        if args.device.startswith('cuda'):
+            torch.cuda.synchronize()
+
+    steps = [make_step(model) for model in models.values()]
+    times = dict(zip(models, measure(steps, args.repeat, args.warmup, synchronize)))
+    table = PrettyTable(['one training step', 'median ms', 'min', 'max', 'ratio to plain'])
+    for name, values in times.items():
+        # Of the pairs of each turn, so that a slow moment of the machine counts for both.
+        ratio = statistics.median(v / plain for v, plain in zip(values, times['plain']))
+        row = (statistics.median(values), min(values), max(values))
+        table.add_row([name, *(f'{1000 * v:.1f}' for v in row), f'{ratio:.3f}'])
+    h, w = args.shape
+    print(f'{Path(args.config).stem}: batch {args.batch_size}, {h} x {w}, {args.device}')
+    print(table)
+
+
+if __name__ == '__main__':
+    main()
