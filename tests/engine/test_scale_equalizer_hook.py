@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -675,3 +677,56 @@ def test_bit_identical_twice(tmp_path):
     a = train(tmp_path / 'a', hook={}, max_iters=20)
     b = train(tmp_path / 'b', hook={}, max_iters=20)
     assert all(torch.equal(v, b.model.state_dict()[k]) for k, v in a.model.state_dict().items())
+
+
+# --- without the plugin -----------------------------------------------------------------------
+
+WITHOUT_PLUGIN = """
+import importlib.util, sys, types
+from importlib.machinery import ModuleSpec
+try:
+    import mmcv.ops
+except ImportError:
+    # mmcv-lite: what mmseg 1.2.2 wants to import, and nothing of this package.
+    ext = types.ModuleType('mmcv._ext')
+    ext.__file__ = '_ext'
+    ext.__getattr__ = lambda name: print
+    ext.__spec__ = ModuleSpec('mmcv._ext', None)
+    sys.modules['mmcv._ext'] = ext
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
+import mmseg.models
+config, checkpoint, logits = sys.argv[1:]
+cfg = Config.fromfile(config, import_custom_modules=False)
+init_default_scope('mmseg')
+model = MODELS.build(cfg.model)
+model.load_state_dict(torch.load(checkpoint, weights_only=False)['state_dict'], strict=True)
+stored = torch.load(logits, weights_only=True)
+with torch.no_grad():
+    torch.testing.assert_close(model.eval()(stored['x']), stored['y'], rtol=1e-4, atol=1e-4)
+assert 'mmseg_fusion' not in sys.modules
+print('loaded strictly')
+"""
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize('mode', ['fold', 'module'])
+def test_checkpoint_loads_without_the_plugin(tmp_path, mode):
+    backbone = dict(
+        _delete_=True, type='ResNetV1c', depth=18, base_channels=4, stem_channels=4,
+        out_indices=(0, 1, 2, 3), norm_cfg=BN, norm_eval=False,
+    )  # fmt: skip
+    made = train(tmp_path, hook=dict(mode=mode), model=dict(backbone=backbone))
+    x = torch.randn(2, 3, 33, 47)
+    with torch.no_grad():
+        torch.save(dict(x=x, y=made.model.eval()(x)), tmp_path / 'logits.pth')
+    made.cfg.dump(tmp_path / 'config.py')
+    done = subprocess.run(
+        [sys.executable, '-c', WITHOUT_PLUGIN, 'config.py', 'iter_2.pth', 'logits.pth'],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert 'loaded strictly' in done.stdout, done.stderr
