@@ -7,11 +7,24 @@ config needs one line::
     custom_imports = dict(imports=['mmseg_fusion'], allow_failed_imports=False)
 """
 
+from __future__ import annotations
+
+import sys
+
 from . import compat
 from .version import __version__
 
-compat.apply()
+#: Why the package cannot be used; ``python -m mmseg_fusion`` then says what to install.
+import_error: Exception | None = None
 
-from . import analysis, datasets, engine, models  # noqa: E402  (after the quirks)
+try:
+    compat.apply()
+    # After the quirks: what these import needs them.
+    from . import analysis, datasets, engine, models
+except Exception as error:
+    # Python sets argv[0] to '-m' while it looks for the module that it is to run.
+    if sys.argv[:1] != ['-m']:
+        raise
+    import_error = error
 
-__all__ = ['__version__', 'analysis', 'compat', 'datasets', 'engine', 'models']
+__all__ = ['__version__', 'analysis', 'compat', 'datasets', 'engine', 'import_error', 'models']

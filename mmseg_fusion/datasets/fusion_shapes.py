@@ -150,7 +150,7 @@ def _shapes(rng: np.random.Generator, label: np.ndarray) -> tuple[np.ndarray, np
     pad_y, pad_x = (height - rows * cell) / 2, (width - columns * cell) / 2
     for place, kind in zip(order, kinds):
         row, column = divmod(int(place), columns)
-        radius = {RING: 5, DOT: 2.6, CROSS: 4.5}[kind] + {RING: 4, DOT: 1, CROSS: 2}[kind] * (
+        radius = {RING: 5, DOT: 3, CROSS: 5.5}[kind] + {RING: 4, DOT: 1.2, CROSS: 2}[kind] * (
             rng.random()
         )
         room = cell / 2 - radius - 2

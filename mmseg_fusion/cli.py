@@ -1,0 +1,102 @@
+"""What the command line tools share: MMSegmentation's own tools, and kind words on wrong paths."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+CONFIGS = Path(__file__).parent / '.mim' / 'configs'
+
+
+def installed_tool(name: str) -> ModuleType:
+    """MMSegmentation's own ``tools/<name>.py`` as a module.
+
+    A wheel of mmsegmentation carries its tools in ``mmseg/.mim``, a source checkout beside
+    ``mmseg``.
+
+    Raises:
+        SystemExit: the installed mmsegmentation has no such tool.
+    """
+    import mmseg
+
+    root = Path(mmseg.__file__).parent
+    tried = [root / '.mim' / 'tools' / f'{name}.py', root.parent / 'tools' / f'{name}.py']
+    path = next((p for p in tried if p.is_file()), None)
+    if path is None:
+        raise SystemExit(
+            f'mmsegmentation {mmseg.__version__} was installed without its tools (looked for '
+            f'{" and ".join(map(str, tried))}); install its wheel: '
+            'pip install --force-reinstall --no-deps mmsegmentation=={}'.format(mmseg.__version__)
+        )
+    spec = importlib.util.spec_from_file_location(f'mmseg_tool_{name}', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _closest(name: str, paths: Iterable[Path], count: int = 3) -> list[Path]:
+    by_stem: dict[str, Path] = {}
+    for path in paths:
+        by_stem.setdefault(path.stem, path)
+    stems = difflib.get_close_matches(Path(name).stem, by_stem, n=count, cutoff=0.5)
+    return [by_stem[stem] for stem in stems]
+
+
+def _shown(path: Path) -> str:
+    """``path`` from here, if that is shorter to type."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith(os.path.join('..', '..')) else relative
+
+
+def check_config(path: str) -> None:
+    """Stops the program where there is no config file ``path``.
+
+    Raises:
+        SystemExit: its message lists configs of this package with similar names.
+    """
+    if os.path.isfile(path):
+        return
+    known = [p for p in CONFIGS.resolve().glob('*/*.py') if p.parent.name != '_base_']
+    same = [p for p in known if p.as_posix().endswith('/' + path.partition('configs/')[2])]
+    lines = [f'config {path!r} is not a file (looked in {os.getcwd()}).']
+    if os.path.isdir(path):
+        found = sorted(Path(path).glob('*.py'))
+        lines += ['That folder holds:'] * bool(found) + [f'  {_shown(p)}' for p in found]
+    else:
+        found = (same if 'configs/' in path else []) or _closest(path, known)
+        lines += ['Did you mean one of these?'] * bool(found) + [f'  {_shown(p)}' for p in found]
+    if not found:
+        lines.append(f'The configs of this package are in {_shown(CONFIGS.resolve())}.')
+    raise SystemExit('\n'.join(lines))
+
+
+def check_checkpoint(path: str) -> None:
+    """Stops the program where there is no checkpoint file ``path``; a URL passes.
+
+    Raises:
+        SystemExit: its message lists the checkpoints that are nearby.
+    """
+    if '://' in path or os.path.isfile(path):
+        return
+    folder = Path(path) if os.path.isdir(path) else Path(path).parent
+    found = sorted(folder.glob('*.pth'), key=lambda p: p.stat().st_mtime, reverse=True)
+    lines = [f'checkpoint {path!r} is not a file (looked in {os.getcwd()}).']
+    if found:
+        lines += [f'{folder} holds, newest first:', *(f'  {p}' for p in found)]
+    elif not folder.is_dir():
+        lines.append(f'There is no folder {str(folder)!r}; tools/train.py writes to --work-dir.')
+    raise SystemExit('\n'.join(lines))
+
+
+def run_installed_tool(name: str) -> None:
+    """Runs MMSegmentation's ``tools/<name>.py`` on the command line of this process."""
+    tool = installed_tool(name)
+    args = tool.parse_args()
+    check_config(args.config)
+    if hasattr(args, 'checkpoint'):
+        check_checkpoint(args.checkpoint)
+    tool.main()

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Tests as a Slurm job, one task per GPU.
+#
+#   GPUS=8 bash tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [arguments of tools/test.py ...]
+#
+# GPUS: in all (4); GPUS_PER_NODE (4); CPUS_PER_TASK (5); SRUN_ARGS: more options of srun;
+# MASTER_PORT (29500); PYTHON: the interpreter.
+set -euo pipefail
+
+if [ $# -lt 4 ]; then
+    sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+fi
+
+PARTITION=$1
+JOB_NAME=$2
+CONFIG=$3
+CHECKPOINT=$4
+PYTHON=${PYTHON:-python}
+GPUS=${GPUS:-4}
+GPUS_PER_NODE=${GPUS_PER_NODE:-4}
+CPUS_PER_TASK=${CPUS_PER_TASK:-5}
+read -r -a SRUN_OPTIONS <<< "${SRUN_ARGS:-}"
+
+set -x
+exec srun -p "$PARTITION" \
+    --job-name="$JOB_NAME" \
+    --gres="gpu:$GPUS_PER_NODE" \
+    --ntasks="$GPUS" \
+    --ntasks-per-node="$GPUS_PER_NODE" \
+    --cpus-per-task="$CPUS_PER_TASK" \
+    --kill-on-bad-exit=1 \
+    ${SRUN_OPTIONS[@]+"${SRUN_OPTIONS[@]}"} \
+    "$PYTHON" -u "$(dirname "$0")/test.py" "$CONFIG" "$CHECKPOINT" --launcher=slurm "${@:5}"

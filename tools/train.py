@@ -1,0 +1,21 @@
+"""Trains a model: MMSegmentation's own ``tools/train.py`` with mmseg_fusion imported first.
+
+Imported first, it also serves ``_base_ = 'mmseg_fusion::...'``, processes without a GPU and
+``--resume`` on a recent torch. The command line is MMSegmentation's::
+
+    python tools/train.py CONFIG [--work-dir DIR] [--resume] [--amp] [--cfg-options KEY=VALUE ...]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
+    sys.path.insert(0, str(ROOT))
+
+from mmseg_fusion.cli import run_installed_tool  # noqa: E402
+
+if __name__ == '__main__':
+    run_installed_tool('train')
