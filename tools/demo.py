@@ -1,6 +1,6 @@
 """Trains a small fusion model on FusionShapes, measures it on held-out scenes and draws both.
 
-    python tools/demo.py [--iters 300] [--work-dir work_dirs/demo] [--config CONFIG]
+    python tools/demo.py [--iters 400] [--work-dir work_dirs/demo] [--config CONFIG]
 
 About two minutes on two CPU cores. Exit status 1 if the model is not at least five times as good
 as the best constant prediction.
@@ -191,7 +191,7 @@ def draw_curves(
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--config', default=str(CONFIG), help='config file to train')
-    parser.add_argument('--iters', type=int, default=300, help='training iterations')
+    parser.add_argument('--iters', type=int, default=400, help='training iterations')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'))
     parser.add_argument('--scenes', type=int, default=6, help='columns of the picture')
     args = parser.parse_args(argv)
@@ -241,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
     if not ratio >= REQUIRED:
         print(
             f'\nFAILED: the model should reach {REQUIRED:g} times the constant prediction, but '
-            f'reached {ratio:.1f}; train longer with --iters (the default is 300)',
+            f'reached {ratio:.1f}; train longer with --iters (the default is 400)',
             file=sys.stderr,
         )
         return 1

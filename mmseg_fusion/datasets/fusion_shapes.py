@@ -296,9 +296,10 @@ class FusionShapesDataset(BaseSegDataset):
     Four classes are large regions in the same two colours. ``field`` and ``island`` are the very
     same speckle: an island is what the border of the image cannot be reached from, which takes
     context over half the image. ``broad stripes`` and ``fine stripes`` differ in their period
-    alone. The other four are thin or tiny shapes (``line``, ``ring``, ``dot``, ``cross``), two or
-    three pixels wide, in colours that tell nothing: they take resolution. Seams between regions,
-    and in every other scene an unlabelled piece, have the ignore index.
+    alone. The other four are thin or tiny (``line``, ``ring`` and ``cross`` with strokes of two or
+    three pixels, ``dot`` six to eight pixels wide), in colours that tell nothing: they take
+    resolution. Seams between regions, and in every other scene an unlabelled piece, have the
+    ignore index.
 
     A scene depends on its seed, split and index alone: not on global random states, the order of
     access or the worker. The stock loading transforms read it through
