@@ -527,7 +527,8 @@ def test_table_goes_to_log_visualizer_and_file(tmp_path):
     stored = json.loads((tmp_path / 'scale_equalizer.json').read_text())
     assert stored == record_of(made)
     log = next(tmp_path.glob('*/*.log')).read_text()
-    assert 'images/s' in log
+    assert 'measured 4 of 8 images' in log
+    assert 'over 8 images at' in log
     scalars = [json.loads(line) for line in next(tmp_path.glob('*/vis_data/scalars.json')).open()]
     (told,) = [s for s in scalars if any(k.startswith('scale_equalizer/') for k in s)]
     for name, entry in layers(stored).items():

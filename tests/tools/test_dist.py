@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+from mmengine.runner.checkpoint import _load_checkpoint
 
 from .running import TOOLS, environment, small_config
 
@@ -71,7 +71,7 @@ def test_two_processes_train_on_the_cpu(trained):
     assert 'Iter(val) [2/2]' in output
     # One log: the second process is quiet.
     assert output.count('Iter(train) [3/3]') == 1
-    checkpoint = torch.load(folder / 'work' / 'iter_3.pth')
+    checkpoint = _load_checkpoint(folder / 'work' / 'iter_3.pth')
     assert not any(name.startswith('module.') for name in checkpoint['state_dict'])
 
 

@@ -9,12 +9,20 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from mmengine.dataset import worker_init_fn
 from mmengine.dist import get_dist_info, is_main_process
 from mmengine.fileio import dump
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmseg.registry import HOOKS
 from prettytable import PrettyTable
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.data import DataLoader
@@ -296,7 +304,7 @@ class ScaleEqualizerHook(Hook):
                 f'for {", ".join(f.name for f in fusions)}'
             )
             start = time.perf_counter()
-            with _Progress(images, is_main_process()) as progress:
+            with _Progress(images, runner.logger) as progress:
                 _, statistics = measure_branches(
                     model, loader, run, counted, lambda i: progress.advance(len(loader.order[i]))
                 )
@@ -490,8 +498,6 @@ class _Batches:
     def __init__(
         self, source: DataLoader, order: list[list[int]], workers: int, seed: int, rank: int
     ) -> None:
-        from mmengine.dataset import worker_init_fn
-
         self.order = order
         self.dataset, self.collate = source.dataset, source.collate_fn
         self.loader = DataLoader(
@@ -520,39 +526,39 @@ class _Batches:
 
 
 class _Progress:
-    """Progress bar with images/s, on the main process only."""
+    """Progress with images/s: a bar on a terminal, else ten lines in the log."""
 
-    def __init__(self, total: int, enabled: bool) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
+    def __init__(self, total: int, logger) -> None:
         self._bar = Progress(
             TextColumn('measuring branches'),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn('{task.fields[rate]} images/s'),
             TimeRemainingColumn(),
-            disable=not enabled,
         )
+        self._drawn = is_main_process() and self._bar.console.is_terminal
+        self._logger = logger
         self._world = get_dist_info()[1]
         self._total, self._done, self._start = total, 0, 0.0
 
     def __enter__(self) -> _Progress:
-        self._bar.start()
+        if self._drawn:
+            self._bar.start()
         self._task = self._bar.add_task('', total=self._total, rate='-')
         self._start = time.perf_counter()
         return self
 
     def __exit__(self, *exception) -> None:
-        self._bar.stop()
+        if self._drawn:
+            self._bar.stop()
 
     def advance(self, images: int) -> None:
+        """Counts a batch of ``images`` on this process."""
+        before = 10 * self._done // self._total
         # The processes keep step, so the others have done as many.
         self._done = min(self._done + images * self._world, self._total)
-        rate = self._done / max(time.perf_counter() - self._start, 1e-9)
-        self._bar.update(self._task, completed=self._done, rate=f'{rate:.1f}')
+        rate = f'{self._done / max(time.perf_counter() - self._start, 1e-9):.1f}'
+        if self._drawn:
+            self._bar.update(self._task, completed=self._done, rate=rate)
+        elif 10 * self._done // self._total > before and self._done < self._total:
+            self._logger.info(f'measured {self._done} of {self._total} images, {rate} images/s')
