@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mmengine.runner import CheckpointLoader
+
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / 'tools'
 SITE = [p for p in sys.path if p.endswith(('site-packages', 'dist-packages'))]
@@ -31,6 +33,11 @@ def run(
     if check:
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result
+
+
+def load(checkpoint: Path) -> dict:
+    """A checkpoint of a training run, read as mmengine reads it."""
+    return CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu')
 
 
 def small_config(folder: Path, hook: bool = False, iterations: int = 6) -> Path:

@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from mmengine.runner.checkpoint import _load_checkpoint
 
-from .running import TOOLS, environment, small_config
+from .running import TOOLS, environment, load, small_config
 
 RECORDER = """#!{python}
 import json, os, sys
@@ -71,7 +70,7 @@ def test_two_processes_train_on_the_cpu(trained):
     assert 'Iter(val) [2/2]' in output
     # One log: the second process is quiet.
     assert output.count('Iter(train) [3/3]') == 1
-    checkpoint = _load_checkpoint(folder / 'work' / 'iter_3.pth')
+    checkpoint = load(folder / 'work' / 'iter_3.pth')
     assert not any(name.startswith('module.') for name in checkpoint['state_dict'])
 
 

@@ -10,11 +10,10 @@ import cv2
 import mmseg
 import pytest
 import torch
-from mmengine.runner.checkpoint import _load_checkpoint
 
 from mmseg_fusion import cli
 
-from .running import ROOT, TOOLS, run, small_config
+from .running import ROOT, TOOLS, load, run, small_config
 
 
 def scalars(work_dir: Path) -> dict[int, dict[str, float]]:
@@ -56,8 +55,8 @@ def test_resume_continues_as_if_nothing_had_happened(trained, tmp_path):
     for iteration, row in ours.items():
         for name in ('lr', 'loss', 'decode.loss_ce'):
             assert row[name] == uninterrupted[iteration][name], (iteration, name)
-    ours = _load_checkpoint(work / 'iter_6.pth')
-    uninterrupted = _load_checkpoint(trained / 'work' / 'iter_6.pth')
+    ours = load(work / 'iter_6.pth')
+    uninterrupted = load(trained / 'work' / 'iter_6.pth')
     assert ours['meta']['iter'] == uninterrupted['meta']['iter'] == 6
     assert len(ours['message_hub']['log_scalars']['train/loss'].data[0]) == 6
     for name, value in uninterrupted['state_dict'].items():
@@ -99,8 +98,8 @@ def test_train_with_mixed_precision_and_options(trained, tmp_path):
     assert list(rows) == [1, 2]
     assert all(0 < row['loss'] < 100 for row in rows.values())
     # A learning rate of 0: the weights that it started from.
-    ours = _load_checkpoint(tmp_path / 'work' / 'iter_2.pth')['state_dict']
-    start = _load_checkpoint(trained / 'work' / 'iter_6.pth')['state_dict']
+    ours = load(tmp_path / 'work' / 'iter_2.pth')['state_dict']
+    start = load(trained / 'work' / 'iter_6.pth')['state_dict']
     name = 'decode_head.conv_seg.weight'
     assert torch.equal(ours[name], start[name])
 

@@ -129,8 +129,9 @@ def variants(cfg: Config, args: argparse.Namespace) -> tuple[dict[str, nn.Module
         )
         install_equalizer(explicit.get_submodule(plan['name']), *constants(plan))
     normed = dict(
+        head,
         type='BatchNormAfterUpsampling',
-        head=head,
+        head=head.type,
         layers=[f.name.partition('.')[2] for f in fusions],
         branches=branch_ends(plain.decode_head, run),
     )

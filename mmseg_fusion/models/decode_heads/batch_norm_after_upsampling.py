@@ -28,10 +28,7 @@ def _child(head: nn.Module, name: str, kind: type, key: str) -> nn.Module:
 
 @MODELS.register_module('BatchNormAfterUpsampling')
 def batch_norm_after_upsampling(
-    head: dict,
-    layers: Sequence[str],
-    branches: Sequence[str] = (),
-    norm_cfg: dict | None = None,
+    head: str, layers: Sequence[str], branches: Sequence[str] = (), **kwargs
 ) -> nn.Module:
     """Any decode head with batch norm on the upsampled branches of its fusions.
 
@@ -41,27 +38,33 @@ def batch_norm_after_upsampling(
     feature in every training step. One norm over the concatenation is one norm per branch, since
     batch norm treats each channel by itself.
 
-    Registered as a function: ``decode_head=dict(type='BatchNormAfterUpsampling',
-    head=dict(type='UPerHead', ...), layers=[...])`` builds the inner head.
+    Registered as a function, so that a config turns any head into it with three keys:
+    ``decode_head=dict(type='BatchNormAfterUpsampling', head='UPerHead', layers=[...])`` beside the
+    arguments that are there.
 
     Args:
-        head: config of the head.
+        head: registered name of the head.
         layers: qualified names of the fusion convolutions in the head, e.g.
             ``['fpn_bottleneck.conv']``; :func:`mmseg_fusion.analysis.trace_fusions` lists them.
         branches: qualified names of the ``ConvModule`` at the end of each branch, whose norm is
             taken away, e.g. ``['fpn_convs.0', 'bottleneck']``; it gets a bias instead. Empty: the
             norm after upsampling is added to those that are there.
-        norm_cfg: norm after upsampling; None for the head's own.
+        **kwargs: arguments of the head; its ``norm_cfg`` is that of the norm after upsampling.
 
     Returns:
         The head, of its own class.
 
     Raises:
-        ValueError: a name is no convolution or no ``ConvModule`` of the head (the candidates are
-            listed), or there is no norm to use.
+        ValueError: ``head`` is no name, a layer or branch is no convolution or ``ConvModule`` of
+            the head (the candidates are listed), or the head has no norm.
     """
-    built = MODELS.build(head)
-    norm_cfg = norm_cfg or getattr(built, 'norm_cfg', None)
+    if not isinstance(head, str):
+        raise ValueError(
+            "BatchNormAfterUpsampling: head must be the name of a head, e.g. 'UPerHead', and its "
+            f'arguments stand beside it; got {head!r}'
+        )
+    built = MODELS.build(dict(type=head, **kwargs))
+    norm_cfg = getattr(built, 'norm_cfg', None)
     if norm_cfg is None:
         raise ValueError(
             f'BatchNormAfterUpsampling: {type(built).__name__} has norm_cfg=None; set '

@@ -29,8 +29,8 @@ BRANCHES = ['fpn_convs.0', 'fpn_convs.1', 'bottleneck']
 
 
 def build(**changes):
-    options = dict(layers=LAYERS, branches=BRANCHES, **changes)
-    return MODELS.build(dict(type='BatchNormAfterUpsampling', head=copy.deepcopy(HEAD), **options))
+    options = {**HEAD, **dict(head='UPerHead', layers=LAYERS, branches=BRANCHES), **changes}
+    return MODELS.build({**copy.deepcopy(options), 'type': 'BatchNormAfterUpsampling'})
 
 
 def pyramid(batch=3):
@@ -93,10 +93,10 @@ def test_sync_bn_of_the_config():
     [
         (dict(layers=['fpn_bottleneck']), 'no Conv2d of UPerHead; candidates: .*fpn_bottleneck.c'),
         (dict(branches=['nothing']), 'no ConvModule of UPerHead; candidates: .*fpn_convs.0'),
-        (dict(head=dict(HEAD, norm_cfg=None)), 'norm_cfg=None'),
+        (dict(norm_cfg=None, branches=[]), 'norm_cfg=None'),
+        (dict(head=HEAD), 'name of a head'),
     ],
 )
 def test_bad_names(changes, message):
-    options = {**dict(head=copy.deepcopy(HEAD), layers=LAYERS, branches=BRANCHES), **changes}
     with pytest.raises(ValueError, match=message):
-        MODELS.build(dict(type='BatchNormAfterUpsampling', **options))
+        build(**changes)
