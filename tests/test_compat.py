@@ -505,7 +505,10 @@ def test_safe_globals_are_left_alone_where_nothing_is_wrong(monkeypatch):
 )
 def test_a_config_inherits_from_an_installed_package(tmp_path, base, head):
     (tmp_path / 'config.py').write_text(f'_base_ = {base!r}\n')
-    assert Config.fromfile(tmp_path / 'config.py').model.decode_head.type == head
+    config = Config.fromfile(tmp_path / 'config.py')
+    assert config.model.decode_head.type == head
+    # What it names is found: in the registries of mmseg.
+    assert type(MODELS.build(config.model)).__name__ == 'EncoderDecoder'
 
 
 @pytest.mark.stack

@@ -40,23 +40,27 @@ def load(checkpoint: Path) -> dict:
     return CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu')
 
 
-def small_config(folder: Path, hook: bool = False, iterations: int = 6) -> Path:
+def small_config(
+    folder: Path, hook: bool = False, iterations: int = 6, installed: bool = False
+) -> Path:
     """Writes a config on FusionShapes with tiny images and heads.
 
     Args:
         folder: where to.
         hook: whether it has the ScaleEqualizerHook.
         iterations: of training; validated after the last, saved every 3.
+        installed: whether it inherits from ``mmseg_fusion::...`` instead of a path.
 
     Returns:
         The path of the config.
     """
     bases = sorted((ROOT / 'configs' / 'fusion_shapes').glob('upernet_r18_*.py'))
     base = next(path for path in bases if ('scale-eq' in path.name) is hook)
+    parent = f'mmseg_fusion::fusion_shapes/{base.name}' if installed else str(base)
     loader = 'num_workers=0, persistent_workers=False'
     path = folder / 'small.py'
     path.write_text(
-        f'_base_ = {str(base)!r}\n'
+        f'_base_ = {parent!r}\n'
         'crop_size = (64, 64)\n'
         'model = dict(\n'
         '    data_preprocessor=dict(size=crop_size),\n'

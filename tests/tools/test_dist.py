@@ -53,7 +53,7 @@ def succeeded(result: subprocess.CompletedProcess) -> str:
 def trained(tmp_path_factory) -> tuple[Path, str]:
     """A folder with a run of two processes over 3 iterations, and what they printed."""
     folder = tmp_path_factory.mktemp('distributed')
-    config = small_config(folder, iterations=3)
+    config = small_config(folder, hook=True, iterations=3)
     with config.open('a') as file:
         file.write("model['backbone'] = dict(norm_cfg=dict(type='SyncBN', requires_grad=True))\n")
     result = bash('dist_train.sh', 'small.py', 2, '--work-dir', 'work', cwd=folder)
@@ -68,6 +68,8 @@ def test_two_processes_train_on_the_cpu(trained):
     # 8 scenes, 2 processes of 2 scenes each: validation sees 3 scenes in 2 rounds.
     assert 'Iter(train) [3/3]' in output
     assert 'Iter(val) [2/2]' in output
+    # The hook of the config ran.
+    assert list((folder / 'work').rglob('scale_equalizer.json'))
     # One log: the second process is quiet.
     assert output.count('Iter(train) [3/3]') == 1
     checkpoint = load(folder / 'work' / 'iter_3.pth')

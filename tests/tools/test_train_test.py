@@ -88,9 +88,10 @@ def test_test_with_augmentation_pictures_and_predictions(trained, tmp_path):
 
 @pytest.mark.stack
 def test_train_with_mixed_precision_and_options(trained, tmp_path):
+    config = small_config(tmp_path, installed=True)
     options = ['train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'optim_wrapper.optimizer.lr=0']
     run(
-        TOOLS / 'train.py', trained / 'small.py', '--work-dir', 'work', '--amp',
+        TOOLS / 'train.py', config, '--work-dir', 'work', '--amp',
         '--cfg-options', *options, 'load_from=' + str(trained / 'work' / 'iter_6.pth'),
         cwd=tmp_path,
     )  # fmt: skip
