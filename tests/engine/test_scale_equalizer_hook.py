@@ -14,6 +14,7 @@ import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, HOOKS
+from mmengine.runner import CheckpointLoader
 from mmseg.registry import MODELS, TRANSFORMS
 from torch import nn
 
@@ -202,7 +203,7 @@ def test_checkpoint_loads_strictly_into_the_plain_model(tmp_path, mode):
     )
     for name, decode_head in (('uper', UPER), ('sep', head), ('bias', BIASED)):
         made = train(tmp_path / name, head=decode_head, hook=dict(mode=mode))
-        state = torch.load(tmp_path / name / 'iter_2.pth', weights_only=True)
+        state = CheckpointLoader.load_checkpoint(str(tmp_path / name / 'iter_2.pth'))
         assert state['meta']['scale_equalizer']['mode'] == mode
         plain = MODELS.build(config(tmp_path, head=decode_head).model)
         plain.load_state_dict(state['state_dict'], strict=True)
@@ -356,10 +357,10 @@ def test_never_twice(tmp_path, caplog):
     first = train(tmp_path / 'a', hook={})
     path = str(tmp_path / 'a' / 'iter_2.pth')
     second = train(tmp_path / 'b', hook=dict(mode='module'), load_from=path)
-    saved = torch.load(path, weights_only=True)['state_dict']
+    saved = CheckpointLoader.load_checkpoint(path)['state_dict']
     assert all(torch.equal(v, saved[k]) for k, v in second.recorder.start.items())
     # What was done stays known, as folded weights, also to the run after the next.
-    meta = torch.load(tmp_path / 'b' / 'iter_2.pth', weights_only=True)['meta']
+    meta = CheckpointLoader.load_checkpoint(str(tmp_path / 'b' / 'iter_2.pth'))['meta']
     assert meta['scale_equalizer'] == record_of(first)
     third = train(
         tmp_path / 'c',
@@ -401,7 +402,7 @@ def test_ema_copies_follow(tmp_path, mode):
         start = made.recorder.start[f'{name}.weight']
         close = ema.get_submodule(name).weight - start
         assert close.abs().max() < 0.1 * start.abs().max()
-    state = torch.load(tmp_path / 'a' / 'iter_3.pth', weights_only=True)
+    state = CheckpointLoader.load_checkpoint(str(tmp_path / 'a' / 'iter_3.pth'))
     plain = MODELS.build(config(tmp_path).model)
     plain.load_state_dict(state['state_dict'], strict=True)
     x = torch.randn(2, 3, 32, 32)
