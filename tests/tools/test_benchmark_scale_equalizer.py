@@ -18,10 +18,11 @@ def call(root, *arguments):
 
 
 @pytest.mark.stack
-def test_four_variants(repo_root):
+@pytest.mark.parametrize('part', ['model', 'head'])
+def test_four_variants(repo_root, part):
     done = call(
         repo_root, CONFIG, '--shape', 64, 64, '--batch-size', 2, '--repeat', 2, '--warmup', 1,
-        '--device', 'cpu',
+        '--device', 'cpu', '--part', part,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = re.findall(r'^\|\s+(.+?)\s+\|\s+([\d.]+)\s', done.stdout, re.M)

@@ -52,6 +52,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='any MMSegmentation config whose decode head concatenates')
     parser.add_argument('--shape', type=int, nargs=2, default=(128, 128), metavar=('H', 'W'))
     parser.add_argument('--batch-size', type=int, default=4)
+    parser.add_argument(
+        '--part',
+        choices=('model', 'head'),
+        default='model',
+        help='the whole model, or its decode head alone on fixed features',
+    )
     parser.add_argument('--repeat', type=int, default=20, help='measured steps per variant')
     parser.add_argument('--warmup', type=int, default=3)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
@@ -157,7 +163,17 @@ def main() -> None:
 
     def make_step(model: nn.Module) -> Callable[[], object]:
         wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-        return lambda: model.train_step(batch, wrapper)
+        if args.part == 'model':
+            return lambda: model.train_step(batch, wrapper)
+        data = model.data_preprocessor(batch, True)
+        with torch.no_grad():
+            features = model.extract_feat(data['inputs'])
+
+        def step() -> None:
+            losses = model.decode_head.loss(features, data['data_samples'], model.train_cfg)
+            wrapper.update_params(model.parse_losses(losses)[0])
+
+        return step
 
     def synchronize() -> None:
         if args.device.startswith('cuda'):
@@ -172,7 +188,9 @@ def main() -> None:
         row = (statistics.median(values), min(values), max(values))
         table.add_row([name, *(f'{1000 * v:.1f}' for v in row), f'{ratio:.3f}'])
     h, w = args.shape
-    print(f'{Path(args.config).stem}: batch {args.batch_size}, {h} x {w}, {args.device}')
+    print(
+        f'{Path(args.config).stem}, {args.part}: batch {args.batch_size}, {h} x {w}, {args.device}'
+    )
     print(table)
 
 
