@@ -6,18 +6,26 @@
 #
 # Several machines: run it on each, with NNODES (how many), NODE_RANK (which, from 0) and
 # MASTER_ADDR (address of the first). PORT: of the first machine; by default 29500, on a single
-# machine one that is free, so that two jobs do not meet. PYTHON: the interpreter.
+# machine one that is free, so that two jobs do not meet. PYTHON: the interpreter;
+# by default python, or that of `make install` where python has no torch.
 set -euo pipefail
 
 if [ $# -lt 3 ]; then
-    sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
 
 CONFIG=$1
 CHECKPOINT=$2
 GPUS=$3
-PYTHON=${PYTHON:-python}
+MADE=$(dirname "$0")/../.venv/bin/python
+HAS_TORCH='import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'
+if [ -z "${PYTHON:-}" ]; then
+    PYTHON=python
+    if [ -x "$MADE" ] && ! "$PYTHON" -c "$HAS_TORCH" 2>/dev/null; then
+        PYTHON=$MADE
+    fi
+fi
 NNODES=${NNODES:-1}
 NODE_RANK=${NODE_RANK:-0}
 MASTER_ADDR=${MASTER_ADDR:-127.0.0.1}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -200,3 +202,22 @@ def test_a_slurm_task_trains(srun, tmp_path):
     output = succeeded(bash('slurm_train.sh', *arguments, cwd=tmp_path, **srun, **env))
     assert 'Iter(train) [2/2]' in output
     assert (tmp_path / 'work' / 'last_checkpoint').is_file()
+
+
+@pytest.mark.parametrize('name', ['dist_train.sh', 'dist_test.sh'])
+def test_interpreter_of_make_where_python_has_no_torch(repo_root, tmp_path, name):
+    for path, text in (('bin/python', 'exit 1'), ('.venv/bin/python', 'echo "made $@"')):
+        script = tmp_path / path
+        script.parent.mkdir(parents=True)
+        script.write_text(f'#!/bin/sh\n{text}\n')
+        script.chmod(0o755)
+    (tmp_path / 'tools').mkdir()
+    shutil.copy(repo_root / 'tools' / name, tmp_path / 'tools')
+    env = dict(os.environ, PATH=f'{tmp_path / "bin"}:{os.environ["PATH"]}', PORT='29501')
+    env.pop('PYTHON', None)
+    command = ['bash', tmp_path / 'tools' / name, 'config.py', '1', '1']
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.stdout.startswith('made -m torch.distributed.run'), done.stderr
+    # Named, it is taken as it is.
+    chosen = subprocess.run(command, env=dict(env, PYTHON='false'), capture_output=True)
+    assert chosen.returncode == 1
