@@ -76,7 +76,9 @@ class BranchStatistics:
 
 
 def _is_dropout(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ == 'DropPath'
+    # Attention drops by its own training flag.
+    kinds = (nn.modules.dropout._DropoutNd, nn.MultiheadAttention)
+    return isinstance(module, kinds) or type(module).__name__ == 'DropPath'
 
 
 @contextlib.contextmanager

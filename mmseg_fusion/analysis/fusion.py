@@ -31,8 +31,10 @@ class Fusion:
         channels: channels of each branch, in the order of the concatenation.
         sizes: spatial size (h, w) of each branch, in cells, before the resize that brought it to
             the size of the concatenation; a branch that was not resized has that size itself.
+        called: whether the layer itself was called; its weight may also be used by other code.
         normalized: whether the layer's output goes straight into batch or instance norm, which
             takes out any constant per channel.
+        rescaled: whether it goes straight into any norm, which sets its scale anew.
         reason: why the layer is left alone, empty if it can be equalized.
     """
 
@@ -40,7 +42,9 @@ class Fusion:
     conv: nn.Module
     channels: tuple[int, ...]
     sizes: tuple[tuple[int, ...], ...]
+    called: bool = True
     normalized: bool = False
+    rescaled: bool = False
     reason: str = ''
 
     @property
@@ -50,7 +54,7 @@ class Fusion:
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """The branches of the layer's input ``x``: (N, C, ...), for a linear layer (..., C)."""
-        return x.split(self.channels, dim=1 if isinstance(self.conv, _ConvNd) else -1)
+        return x.split(self.channels, dim=1 if self.conv.weight.dim() > 2 else -1)
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,13 @@ class _Concatenation:
 
 # Matched by name, since one operation has several entry points: torch.relu, F.relu, Tensor.relu_.
 _CAT = frozenset(('cat', 'concat', 'concatenate'))
-_CONV = frozenset(('conv1d', 'conv2d', 'conv3d'))
+_TRANSPOSED = frozenset(('conv_transpose1d', 'conv_transpose2d', 'conv_transpose3d'))
+_CONV = frozenset(('conv1d', 'conv2d', 'conv3d')) | _TRANSPOSED
 _RESIZE = frozenset(('interpolate', 'upsample', 'grid_sample'))
 _RESHAPE = frozenset(('reshape', 'view', 'flatten', 'unflatten'))
+_MOVE = frozenset(('transpose', 'swapaxes', 'swapdims', 'permute', 'movedim', 'moveaxis'))
 _CHANNEL_NORM = frozenset(('batch_norm', 'instance_norm'))
+_NORM = _CHANNEL_NORM | {'group_norm', 'layer_norm'}
 # What leaves every channel in its place, so that the branches can still be told apart.
 _UNMIXED = (
     'dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout '
@@ -117,7 +124,9 @@ class FusionTracer(TorchFunctionMode):
             if key == 'weight' and parameter is not None
         }
         self._layers = [
-            (n, m) for n, m in root.named_modules() if isinstance(m, (_ConvNd, nn.Linear))
+            (n, m)
+            for n, m in root.named_modules()
+            if isinstance(m, (_ConvNd, nn.Linear)) or 'weight' in m._parameters
         ]
         self._running: list[tuple[str, nn.Module]] = []
         self._alone: set[str] = set()
@@ -165,12 +174,16 @@ class FusionTracer(TorchFunctionMode):
         if name in _CONV or name == 'linear':
             return self._consume(func, name, args, kwargs)
         out = func(*args, **kwargs)
+        if not args:
+            # Compiled functions keep keywords: torch.cat(tensors=...), torch.relu(input=...).
+            kwargs = dict(kwargs)
+            args = tuple(kwargs.pop(k) for k in ('tensors', 'input') if k in kwargs)
         if not isinstance(out, Tensor) or not args:
             return out
         if name in _CAT:
             self._concatenate(out, args, kwargs)
         elif isinstance(args[0], Tensor):
-            self._follow(name, out, args, kwargs)
+            self._follow(func, name, out, args, kwargs)
         return out
 
     def _concatenate(self, out: Tensor, args: tuple, kwargs: dict) -> None:
@@ -191,10 +204,11 @@ class FusionTracer(TorchFunctionMode):
         known = self._sources.get(x)
         return known if known is not None else tuple(x.shape[1:dim] + x.shape[dim + 1 :])
 
-    def _follow(self, name: str, out: Tensor, args: tuple, kwargs: dict) -> None:
+    def _follow(self, func: Callable, name: str, out: Tensor, args: tuple, kwargs: dict) -> None:
         x = args[0]
-        if name in _CHANNEL_NORM and x in self._outputs:
-            self._outputs[x].normalized = True
+        if name in _NORM and x in self._outputs:
+            self._outputs[x].rescaled = True
+            self._outputs[x].normalized |= name in _CHANNEL_NORM
         if name in _SHIFT:
             other = args[1] if len(args) > 1 else kwargs.get('other')
             if isinstance(other, Tensor) and other.numel() == out.numel():
@@ -220,16 +234,11 @@ class FusionTracer(TorchFunctionMode):
         if name in _RESHAPE:
             if out.shape[: found.dim + 1] == x.shape[: found.dim + 1]:
                 self._concatenations[out] = found
-        elif name in ('transpose', 'swapaxes', 'swapdims'):
-            first = _argument(args, kwargs, 1, 'dim0', 'axis0') % x.dim()
-            second = _argument(args, kwargs, 2, 'dim1', 'axis1') % x.dim()
-            swap = {first: second, second: first}
-            self._concatenations[out] = found.moved(swap.get(found.dim, found.dim))
-        elif name == 'permute':
-            dims = _argument(args, kwargs, 1, 'dims')
-            dims = args[1:] if isinstance(dims, int) else dims
-            order = [d % x.dim() for d in dims]
-            self._concatenations[out] = found.moved(order.index(found.dim))
+        elif name in _MOVE:
+            # Sizes that are all different tell where each dimension goes.
+            marked = torch.empty(tuple(range(2, 2 + x.dim())), device='meta')
+            moved = func(marked, *args[1:], **kwargs)
+            self._concatenations[out] = found.moved(moved.shape.index(2 + found.dim))
 
     def _consume(self, func, name: str, args: tuple, kwargs: dict):
         x = _argument(args, kwargs, 0, 'input')
@@ -244,6 +253,9 @@ class FusionTracer(TorchFunctionMode):
         fusion = None
         if owner is not None and found is not None:
             fusion = self._record(*owner, found, computed)
+            fusion.called &= bool(self._running) and self._running[-1][0] == owner[0]
+            if name in _TRANSPOSED and not fusion.reason:
+                fusion.reason = 'transposed convolution, whose weight is laid out the other way'
             if self._on_input is not None and fusion.channels == found.channels:
                 self._on_input(fusion, x)
         elif owner is not None:
@@ -326,7 +338,8 @@ def trace_fusions(module: nn.Module, *inputs, **kwargs) -> list[Fusion]:
 
     Runs ``module(*inputs, **kwargs)`` once, without gradient, and puts buffers, training flags
     and random states back. A concatenation is followed through dropout, activations, norms,
-    resizing, pooling, gating and transposition; one inside another counts as its parts.
+    resizing, pooling, gating and transposition; one inside another counts as its parts. What is
+    assembled otherwise (``hstack``, ``einsum``, slices of a concatenation) is not seen.
 
     Args:
         module: any module, for instance a decode head.

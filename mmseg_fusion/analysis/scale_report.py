@@ -18,10 +18,13 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
 from mmseg.registry import DATASETS, MODELS
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
-from ..engine.hooks.scale_equalizer_hook import constants, install_equalizer, plan_equalization
-from ..models.layers.scale_equalizer import fold_scale_equalizer
+from ..engine.hooks.scale_equalizer_hook import (
+    constants,
+    fold_plan,
+    install_equalizer,
+    plan_layers,
+)
 from .branch_statistics import measure_branches, measuring, split_batches
 from .fusion import Fusion
 
@@ -84,8 +87,11 @@ def gradient_scales(
             layer.weight.requires_grad_(True)
         with measuring(model), torch.enable_grad():
             for batch in batches:
-                gradients = torch.autograd.grad(loss(batch), [layer.weight for layer in layers])
-                total = [t + g for t, g in zip(total, gradients)]
+                # A layer that the loss does not reach has no gradient.
+                gradients = torch.autograd.grad(
+                    loss(batch), [layer.weight for layer in layers], allow_unused=True
+                )
+                total = [t if g is None else t + g for t, g in zip(total, gradients)]
     finally:
         for p, flag in flags:
             p.requires_grad_(flag)
@@ -119,13 +125,14 @@ def scale_report(
     Args:
         model: a segmentor; it is left as it is.
         batches: batches as a data loader gives them, labels included.
-        layers: names of fusion layers to look at, None for all that can be equalized.
+        layers: names of fusion layers, or of modules around them, to look at; None for all that
+            can be equalized.
 
     Returns:
         One entry per branch.
 
     Raises:
-        RuntimeError: the decoder fuses nothing by concatenation.
+        RuntimeError: the decoder fuses nothing by concatenation, or not at a layer of ``layers``.
     """
 
     def total_loss(target: nn.Module) -> Callable[[Any], torch.Tensor]:
@@ -136,23 +143,28 @@ def scale_report(
         return loss
 
     found, statistics = measure_branches(model, batches, total_loss(model))
-    fusions = [
-        f
-        for f in found.values()
-        if f.equalizable
-        and f.name.split('.')[0] != 'backbone'
-        and (layers is None or f.name in layers)
-        # A point head's losses may not reach every layer; without a weight there is nothing.
-        and isinstance(f.conv, (_ConvNd, nn.Linear))
-    ]
-    if not fusions:
+    candidates = [f for f in found.values() if f.equalizable and f.name.split('.')[0] != 'backbone']
+    if not candidates:
         raise RuntimeError(
-            f'no layer of {type(model).__name__} takes features concatenated along the channels'
-            + (f' and is named {list(layers)}; there are: {list(found)}' if layers else '')
+            f'the decoder of {type(model).__name__} has no layer that takes features concatenated '
+            'along the channels'
         )
-    plans = [plan_equalization(f, statistics[f.name]) for f in fusions]
+    fusions = candidates
+    if layers is not None:
+        for name in layers:
+            if not any(f.name == name or f.name.startswith(name + '.') for f in candidates):
+                raise RuntimeError(
+                    f'{name!r} is no fusion layer of the decoder and contains none; there are: '
+                    f'{", ".join(f.name for f in candidates)}'
+                )
+        fusions = [
+            f
+            for f in candidates
+            if any(f.name == name or f.name.startswith(name + '.') for name in layers)
+        ]
+    plans = plan_layers(fusions, lambda: measure_branches(model, batches, total_loss(model))[1])
     gradients = {BEFORE: gradient_scales(model, batches, total_loss(model), fusions)}
-    stds = {BEFORE: {p['name']: p['std'] for p in plans}}
+    stds = {BEFORE: {f.name: statistics[f.name].std for f in fusions}}
     for variant in (EXPLICIT, FOLDED):
         changed = copy.deepcopy(model)
         for plan in plans:
@@ -160,9 +172,7 @@ def scale_report(
             if variant == EXPLICIT:
                 install_equalizer(layer, *constants(plan))
             else:
-                fold_scale_equalizer(
-                    layer, plan['channels'], plan['offset'], plan['divisor'], plan['bias']
-                )
+                fold_plan(plan, layer)
         _, after = measure_branches(changed, batches, total_loss(changed))
         stds[variant] = {name: s.std for name, s in after.items()}
         gradients[variant] = gradient_scales(changed, batches, total_loss(changed), fusions)
@@ -172,7 +182,7 @@ def scale_report(
             branch=i,
             channels=plan['channels'][i],
             size=tuple(plan['sizes'][i]),
-            mean=plan['mean'][i],
+            mean=statistics[plan['name']].mean[i],
             std={v: stds[v][plan['name']][i] for v in (BEFORE, EXPLICIT, FOLDED)},
             gradient={v: gradients[v][plan['name']][i] for v in (BEFORE, EXPLICIT, FOLDED)},
         )
@@ -262,11 +272,19 @@ def model_and_batches(
 
     Returns:
         Segmentor on ``device`` and a list of collated batches.
+
+    Raises:
+        ValueError: fewer than two images are asked for.
     """
     from mmengine.dataset import pseudo_collate
     from mmengine.model import revert_sync_batchnorm
     from mmengine.runner import set_random_seed
 
+    if num_images < 2:
+        raise ValueError(
+            f'num_images must be at least 2, got {num_images}: one image alone has no batch '
+            'statistics where the decoder pools to 1 x 1'
+        )
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     set_random_seed(seed)
     model = revert_sync_batchnorm(MODELS.build(cfg.model))

@@ -303,9 +303,13 @@ class AnyHead(nn.Module):
         self.tokens = nn.Linear(6, 4)
         self.signal = nn.Conv1d(6, 4, 1)
         self.functional = nn.Parameter(torch.randn(4, 6, 1, 1))
+        self.moved = nn.Linear(6, 4)
+        self.moved_keywords = nn.Linear(6, 4)
+        self.keywords = nn.Conv2d(6, 4, 1)
+        self.transposed = nn.ConvTranspose2d(6, 4, 2, stride=2)
         self.twice = nn.Conv2d(6, 4, 1)
         self.shared = nn.Conv2d(6, 4, 1)
-        self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 4, 1))
+        self.normed = nn.utils.parametrizations.spectral_norm(nn.Conv2d(6, 4, 1))
         self.alone = nn.Conv2d(6, 4, 1)
         self.shifted = nn.Conv2d(6, 4, 1)
         self.drop = nn.Dropout2d(0.5)
@@ -323,6 +327,10 @@ class AnyHead(nn.Module):
         F.conv2d(both, self.functional)
         self.twice(both)
         self.twice(torch.cat((y, x), 1))
+        self.moved(both.movedim(1, -1))
+        self.moved_keywords(torch.permute(input=both, dims=(0, 2, 3, 1)))
+        self.keywords(torch.cat(tensors=[x, y], dim=1))
+        self.transposed(both)
         self.shared(both)
         self.shared(torch.randn_like(both))
         self.normed(both)
@@ -339,11 +347,12 @@ def test_any_head_a_user_writes():
     x, y = torch.randn(1, 2, 6, 6), torch.randn(1, 4, 6, 6)
     found = {f.name: f for f in trace_fusions(head, x, y)}
     names = (
-        'plain after.conv gated grouped depthwise linear tokens signal twice shared normed shifted'
+        'plain after.conv gated grouped depthwise linear tokens signal twice moved moved_keywords '
+        'keywords transposed shared normed shifted'
     )
     assert {n: f.channels for n, f in found.items()} == dict.fromkeys(names.split(), (2, 4))
     left = {name: f.reason for name, f in found.items() if not f.equalizable}
-    assert left.keys() == {'depthwise', 'twice', 'shared', 'normed'}
+    assert left.keys() == {'depthwise', 'twice', 'shared', 'normed', 'transposed'}
     assert 'split differently' in left['twice']
     assert 'not concatenated' in left['shared']
     assert 'computed' in left['normed']

@@ -19,6 +19,7 @@ from mmseg_fusion.analysis.scale_report import (
 )
 
 from ..engine.small import config
+from ..engine.test_scale_equalizer_hook import BIASED
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 
@@ -104,6 +105,26 @@ def test_rows_and_chart(report, tmp_path):
     assert rows[0]['size'] == '2x2'
     draw_report(report, tmp_path / 'chart.png', 'a title')
     assert (tmp_path / 'chart.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_layers_by_name_of_a_module_around_them(tmp_path):
+    model, batches = model_and_batches(config(tmp_path, length=4))
+    made = scale_report(model, batches, ['decode_head.fpn_bottleneck'])
+    assert {e.layer for e in made} == {'decode_head.fpn_bottleneck.conv'}
+    with pytest.raises(RuntimeError, match=r"'decode_head.nothing' is no fusion layer"):
+        scale_report(model, batches, ['decode_head.nothing'])
+
+
+def test_linear_fusion_behind_one_without_norm(tmp_path):
+    model, batches = model_and_batches(config(tmp_path, head=BIASED, length=6, batch_size=3))
+    made = {(e.layer, e.branch): e for e in scale_report(model, batches)}
+    for branch in range(2):
+        assert made['decode_head.linear', branch].std[EXPLICIT] == pytest.approx(1, abs=0.05)
+
+
+def test_one_image_is_too_few(tmp_path):
+    with pytest.raises(ValueError, match='at least 2'):
+        model_and_batches(config(tmp_path), num_images=1)
 
 
 def test_no_fusion(tmp_path):

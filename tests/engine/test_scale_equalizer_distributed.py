@@ -80,3 +80,18 @@ def test_two_processes_give_the_weights_of_one(tmp_path, images, hook):
     for ours, theirs in zip(two[0]['record']['layers'], one['record']['layers']):
         assert ours['std'] == pytest.approx(theirs['std'], rel=1e-9)
         assert ours['mean'] == pytest.approx(theirs['mean'], rel=1e-9)
+
+
+def test_head_that_talks_in_its_forward_pass_does_not_hang(tmp_path):
+    """EMAHead averages its bases over the processes in every pass; three batches for two."""
+    head = dict(
+        type='EMAHead', in_channels=32, in_index=3, channels=6, ema_channels=6, num_bases=4,
+        num_stages=1, num_classes=8, norm_cfg=dict(type='BN'),
+    )  # fmt: skip
+    options = dict(
+        head=head, hook=dict(batch_size=2), length=6, find_unused_parameters=True,
+    )  # fmt: skip
+    first, second = run(tmp_path, 2, options)
+    assert first['record'] == second['record']
+    assert first['record']['num_images'] == 6
+    assert all(torch.equal(v, second['state'][k]) for k, v in first['state'].items())

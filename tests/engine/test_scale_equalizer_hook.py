@@ -14,7 +14,7 @@ import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, HOOKS
-from mmengine.runner import CheckpointLoader
+from mmengine.runner import CheckpointLoader, Runner
 from mmseg.registry import MODELS, TRANSFORMS
 from torch import nn
 
@@ -280,6 +280,25 @@ class NormBiasHead(type(MODELS.build(UPER))):
         self.fpn_bottleneck.conv.bias = nn.Parameter(torch.zeros(self.channels))
 
 
+def test_fusions_in_a_row_without_norm_are_measured_one_after_the_other(tmp_path):
+    made = runner(tmp_path, head=BIASED, hook={}, **RECORD)
+    made.train()
+    assert len(layers(record_of(made))) == 2
+    model, stds = MODELS.build(config(tmp_path, head=BIASED).model), {}
+    model.load_state_dict(made.recorder.start)
+    # What the second fusion takes from the first one, with the first one equalized.
+    model.decode_head.linear.register_forward_pre_hook(
+        lambda m, x: stds.update(value=x[0].detach().double())
+    )
+    images = DATASETS.build(dataset(12))
+    batch = pseudo_collate([images[i] for i in range(12)])
+    model.train()
+    model(**model.data_preprocessor(batch, True), mode='loss')
+    entry = layers(record_of(made))['decode_head.linear']
+    for part, std in zip(stds['value'].split(entry['channels'], -1), entry['std']):
+        assert part.std(correction=0).item() == pytest.approx(std, rel=0.05)
+
+
 def test_module_mode_keeps_constants(tmp_path):
     made = train(tmp_path, hook=dict(mode='module'))
     for name, entry in layers(record_of(made)).items():
@@ -388,12 +407,11 @@ def test_resume_asked_for_but_nothing_there(tmp_path):
     assert record_of(train(tmp_path, hook={}, resume=True)) is not None
 
 
+@pytest.mark.parametrize('priority', ['NORMAL', 'LOW'])
 @pytest.mark.parametrize('mode', ['fold', 'module'])
-def test_ema_copies_follow(tmp_path, mode):
-    options = dict(
-        hook=dict(mode=mode),
-        more_hooks=[dict(type='Recorder'), dict(type='EMAHook', momentum=0.5, update_buffers=True)],
-    )
+def test_ema_copies_follow(tmp_path, mode, priority):
+    ema_hook = dict(type='EMAHook', momentum=0.5, update_buffers=True, priority=priority)
+    options = dict(hook=dict(mode=mode), more_hooks=[dict(type='Recorder'), ema_hook])
     made = runner(tmp_path / 'a', **options, max_iters=3)
     made.train()
     ema = next(h for h in made.hooks if type(h).__name__ == 'EMAHook').ema_model.module
@@ -493,6 +511,14 @@ def test_sync_bn_uses_the_batch_of_its_own_process():
         torch.testing.assert_close(sync(x), plain(x))
     assert 'forward' not in vars(sync)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_attention_drops_nothing_while_it_is_measured():
+    attention = nn.MultiheadAttention(4, 2, dropout=0.5)
+    x = torch.randn(5, 2, 4)
+    with measuring(nn.ModuleList([attention])):
+        assert torch.equal(attention(x, x, x)[0], attention(x, x, x)[0])
+    assert attention.training
 
 
 def test_images_loaded_once(tmp_path):
@@ -657,6 +683,84 @@ def test_not_finite_stops_before_anything_changes(tmp_path):
             made.model.get_submodule(name).weight, untouched.recorder.start[f'{name}.weight']
         )
     assert all(torch.isfinite(b).all() for b in made.model.buffers())
+
+
+@pytest.mark.parametrize('hook', [dict(num_samples=1), dict(batch_size=1)])
+def test_one_image_per_pass(tmp_path, hook):
+    with pytest.raises(ValueError, match='num_samples and batch_size'):
+        train(tmp_path, hook=hook)
+
+
+def test_repeated_data_set_is_measured_once(tmp_path):
+    repeated = dict(type='RepeatDataset', times=50, dataset=dataset(4))
+    made = train(tmp_path, hook={}, train_dataloader=dict(dataset=dict(_delete_=True, **repeated)))
+    assert record_of(made)['num_images'] == 4
+
+
+@MODELS.register_module()
+class WeightUser(BiasedHead):
+    """Uses the weight of its fusion layer without calling the layer."""
+
+    def forward(self, inputs):
+        inputs = self._transform_inputs(inputs)
+        size = inputs[0].shape[2:]
+        up = [nn.functional.interpolate(x, size=size, mode='bilinear') for x in inputs]
+        fused = nn.functional.conv2d(torch.cat(up, 1), self.fuse.weight, self.fuse.bias, padding=1)
+        return self.cls_seg(fused)
+
+
+def test_weight_used_without_its_layer(tmp_path):
+    head = dict(BIASED, type='WeightUser')
+    made = train(tmp_path / 'fold', head=head, hook={})
+    assert list(layers(record_of(made))) == ['decode_head.fuse']
+    with pytest.raises(ValueError, match=r"decode_head.fuse is used without.*mode='fold'"):
+        train(tmp_path / 'module', head=head, hook=dict(mode='module'))
+
+
+def test_equalized_checkpoint_of_another_head_is_measured_anew(tmp_path):
+    train(tmp_path / 'a', hook={})
+    path = str(tmp_path / 'a' / 'iter_2.pth')
+    made = train(tmp_path / 'b', head=SEGFORMER_BN, hook={}, load_from=path)
+    assert list(layers(record_of(made))) == ['decode_head.fusion_conv.conv']
+    assert 'measured anew' in next((tmp_path / 'b').glob('*/*.log')).read_text()
+
+
+def test_only_the_backbone_fuses(tmp_path):
+    head = dict(
+        type='FCNHead', in_channels=32, in_index=3, channels=6, num_convs=1, num_classes=8,
+        concat_input=False, norm_cfg=BN,
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match=r'Inside the backbone, and left alone: backbone.fuse'):
+        train(tmp_path, head=head, hook={})
+
+
+def test_epoch_based_and_cascade(tmp_path):
+    """OCRNet's cascade of two heads, by epochs."""
+    fcn = dict(
+        type='FCNHead', in_channels=32, in_index=3, channels=6, num_convs=1, num_classes=8,
+        norm_cfg=BN,
+    )  # fmt: skip
+    ocr = dict(
+        type='OCRHead', in_channels=32, in_index=3, channels=6, ocr_channels=6, num_classes=8,
+        norm_cfg=BN,
+    )  # fmt: skip
+    cfg = config(tmp_path, hook=dict(mode='module'), **RECORD)
+    cfg.model.update(type='CascadeEncoderDecoder', num_stages=2, decode_head=[fcn, ocr])
+    cfg.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=1)
+    cfg.train_dataloader.sampler = dict(type='DefaultSampler', shuffle=True)
+    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', by_epoch=True)
+    made = Runner.from_cfg(cfg)
+    made.train()
+    assert list(layers(record_of(made))) == [
+        'decode_head.0.conv_cat.conv',
+        'decode_head.1.object_context_block.bottleneck.conv',
+    ]
+    plain = MODELS.build(cfg.model)
+    state = CheckpointLoader.load_checkpoint(str(tmp_path / 'epoch_1.pth'))
+    plain.load_state_dict(state['state_dict'], strict=True)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(plain.eval()(x), made.model.eval()(x), rtol=1e-4, atol=1e-4)
 
 
 def test_data_set_without_length(tmp_path):

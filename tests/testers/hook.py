@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import random
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ class Probe(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self.before.append(copy.deepcopy(runner.model.state_dict()))
         self.batches.append(torch.stack(list(data_batch['inputs'])))
-        self.random.append((torch.get_rng_state(), np.random.get_state()[1].copy()))
+        self.random.append(
+            (torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate())
+        )
         self.modes.append(all(m.training for m in runner.model.modules()))
 
     def after_train(self, runner: Runner) -> None:
@@ -170,7 +173,8 @@ class HookTester:
         _, found = self.run(tmp_path / 'with')
         for a, b in zip(found.batches, without.batches):
             assert torch.equal(a, b), 'the run with the hook sees other batches'
-        for (a_torch, a_numpy), (b_torch, b_numpy) in zip(found.random, without.random):
+        for (a_torch, a_numpy, a), (b_torch, b_numpy, b) in zip(found.random, without.random):
+            assert a == b, "the hook left Python's random state changed"
             assert torch.equal(a_torch, b_torch), "torch's random state differs"
             assert np.array_equal(a_numpy, b_numpy), "numpy's random state differs"
 

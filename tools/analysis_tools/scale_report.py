@@ -9,35 +9,44 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 from pathlib import Path
 
-import mmseg_fusion  # noqa: F401  isort: skip  (first: it meets the third-party quirks)
-import torch
-from mmengine.config import Config, DictAction
-from mmengine.logging import MMLogger
-from prettytable import PrettyTable
+ROOT = Path(__file__).resolve().parents[2]
+if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
+    sys.path.insert(0, str(ROOT))
 
-from mmseg_fusion.analysis.scale_report import (
+# First of all: it meets the third-party quirks before anything of mmseg is imported.
+from mmseg_fusion.cli import check_checkpoint, check_config  # noqa: E402  isort: skip
+
+import torch  # noqa: E402
+from mmengine.config import Config, DictAction  # noqa: E402
+from mmengine.logging import MMLogger  # noqa: E402
+from prettytable import PrettyTable  # noqa: E402
+
+from mmseg_fusion.analysis.scale_report import (  # noqa: E402
     draw_report,
     model_and_batches,
     report_rows,
     scale_report,
 )
-from mmseg_fusion.cli import check_checkpoint, check_config
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('config', help='any MMSegmentation config')
     parser.add_argument('--checkpoint', help='weights to look at; default: the initial ones')
-    parser.add_argument('--num-images', type=int, default=32, help='training images to measure')
+    parser.add_argument('--num-images', type=int, default=32, help='to measure, at least 2')
     parser.add_argument('--batch-size', type=int, help="default: the config's")
     parser.add_argument('--layers', nargs='+', help='fusion layers to look at; default: all')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--out-dir', type=Path, help='default: work_dirs/CONFIG/scale_report')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.num_images < 2:
+        parser.error(f'--num-images must be at least 2, got {args.num_images}')
+    return args
 
 
 def main() -> None:
@@ -61,7 +70,12 @@ def main() -> None:
             f'{error}\nThe training images of the config are not there; point it at them with '
             '--cfg-options train_dataloader.dataset.data_root=FOLDER'
         ) from error
-    report = scale_report(model, batches, args.layers)
+    try:
+        report = scale_report(model, batches, args.layers)
+    except RuntimeError as error:
+        if 'fusion layer' in str(error) or 'concatenated' in str(error):
+            raise SystemExit(str(error)) from error
+        raise
     rows = report_rows(report)
     table = PrettyTable(list(rows[0]))
     for row in rows:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from mmengine.dataset import worker_init_fn
+from mmengine.dataset import RepeatDataset, worker_init_fn
 from mmengine.dist import get_dist_info, is_main_process
 from mmengine.fileio import dump
 from mmengine.hooks import EMAHook, Hook
@@ -24,16 +25,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.utils.data import DataLoader
 
 from ...analysis.branch_statistics import (
     BranchStatistics,
     measure_branches,
+    measuring,
     reduce_statistics,
     split_batches,
 )
-from ...analysis.fusion import Fusion, kept_state, watch_fusions
+from ...analysis.fusion import Fusion, FusionTracer, kept_state
 from ...models.layers.scale_equalizer import (
     ScaleEqualizer,
     bias_shift,
@@ -42,14 +43,14 @@ from ...models.layers.scale_equalizer import (
     fold_tensors,
 )
 
-#: Key in a checkpoint's meta, and version of what stands there.
-META_KEY, META_VERSION = 'scale_equalizer', 1
+#: Key in a checkpoint's meta.
+META_KEY = 'scale_equalizer'
 
 
 def _equalize_input(layer: nn.Module, inputs: tuple) -> tuple:
     x, *rest = inputs
     equalizer = layer.scale_equalizer
-    if isinstance(layer, _ConvNd):
+    if layer.weight.dim() > 2:
         return (equalizer(x), *rest)
     # A linear layer has its channels last.
     return (equalizer(x.movedim(-1, 1)).movedim(1, -1), *rest)
@@ -60,7 +61,7 @@ def _shift_output(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
     # folded layer, and a saved checkpoint gives the same logits up to the border.
     offset = layer.scale_equalizer_offset
     shift = bias_shift(layer.weight, offset, getattr(layer, 'groups', 1)).to(output.dtype)
-    if isinstance(layer, _ConvNd):
+    if layer.weight.dim() > 2:
         shift = shift.view(-1, *([1] * (output.dim() - 2)))
     return output - shift
 
@@ -144,12 +145,59 @@ def plan_equalization(
     }
 
 
+def plan_layers(
+    fusions: Sequence[Fusion],
+    measure: Callable[[], dict[str, BranchStatistics]],
+    equalize_mean: Literal['auto'] | bool = 'auto',
+) -> list[dict[str, Any]]:
+    """Plans the fusion layers of a model, in the order in which they run.
+
+    One measurement serves them all where a norm stands behind each fusion: it sets the scale of
+    what follows anew. Without one, equalizing a layer changes what the later ones take, so they
+    are measured again with it equalized (chosen: the paper's heads all have norms, its algorithm 1
+    knows one fusion). The weights are put back at the end.
+
+    Args:
+        fusions: the layers.
+        measure: measures all branches of the model as it is, by name of the layer.
+        equalize_mean: as for :class:`ScaleEqualizerHook`.
+
+    Returns:
+        What :func:`plan_equalization` returns, per layer.
+    """
+    before = [(f.conv, copy.deepcopy(f.conv.state_dict())) for f in fusions]
+    plans: list[dict[str, Any]] = []
+    try:
+        while len(plans) < len(fusions):
+            statistics = measure()
+            for fusion in fusions[len(plans) :]:
+                plan = plan_equalization(fusion, statistics[fusion.name], equalize_mean)
+                plans.append(plan)
+                if plan['reason']:
+                    continue
+                fold_plan(plan, fusion.conv)
+                if not fusion.rescaled:
+                    break
+    finally:
+        for layer, state in before:
+            layer.load_state_dict(state)
+    return plans
+
+
+def fold_plan(plan: dict[str, Any], layer: nn.Module) -> None:
+    """Folds the constants of a planned layer into ``layer``, in place."""
+    fold_scale_equalizer(
+        layer, plan['channels'], plan['offset'], plan['divisor'], bias=plan['bias']
+    )
+
+
 @HOOKS.register_module()
 class ScaleEqualizerHook(Hook):
     """Calibrates the fusion layers of any decoder before training starts (section 3.2, alg. 1).
 
-    Every branch of a concatenation is brought to standard deviation 1, measured once over the
-    training set by forward passes. With ``mode='fold'`` the constants go into the initial weight
+    Every branch of a concatenation is brought to standard deviation 1, measured over the training
+    set by one forward pass per image (one more after each fusion that has no norm behind it, see
+    :func:`plan_layers`). With ``mode='fold'`` the constants go into the initial weight
     of the layer behind the concatenation (equation 9) and training costs nothing more.
 
     The fusions are found by watching a forward pass (:func:`mmseg_fusion.analysis.trace_fusions`),
@@ -198,8 +246,8 @@ class ScaleEqualizerHook(Hook):
             custom_hooks = [dict(type='ScaleEqualizerHook')]
     """
 
-    # Behind EMAHook, so that before_save_checkpoint sees its weights too.
-    priority = 'BELOW_NORMAL'
+    # Behind EMAHook, whatever its priority, so that before_save_checkpoint sees its weights too.
+    priority = 'LOWEST'
 
     def __init__(
         self,
@@ -264,18 +312,24 @@ class ScaleEqualizerHook(Hook):
         record = (checkpoint.get('meta') or {}).get(META_KEY)
         if record is None:
             return
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if not self._resumed and not self._covers(record, checkpoint['state_dict'], model):
+            runner.logger.warning(
+                'Scale equalization: the loaded checkpoint was equalized at layers that this model '
+                'does not have or does not load; it is measured anew.'
+            )
+            return
         if not (self._resumed and record['mode'] == 'module'):
             # The weights in a checkpoint are always the folded ones.
             self.record = {**record, 'mode': 'fold'}
             return
         self.record = record
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self._install(runner, model)
         self._convert(model, checkpoint['state_dict'], inverse=True)
         # EMAHook runs before and has loaded its copy already.
         for ema in self._ema_models(runner):
             for entry, layer in self._recorded(ema):
-                self._write(entry, layer, inverse=True)
+                self._unfold(entry, layer)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Writes what was done into the meta; explicit equalizers are folded into the copy."""
@@ -294,7 +348,16 @@ class ScaleEqualizerHook(Hook):
         loader, counted, images = self._loader(runner)
 
         def run(batch) -> None:
-            model._run_forward(model.data_preprocessor(batch, True), mode='loss')
+            try:
+                model._run_forward(model.data_preprocessor(batch, True), mode='loss')
+            except ValueError as error:
+                if 'more than 1 value per channel' not in str(error):
+                    raise
+                raise ValueError(
+                    f'ScaleEqualizerHook: {len(batch["inputs"])} image has no batch statistics '
+                    'where the decoder pools to 1 x 1; set num_samples and batch_size of the hook '
+                    'to None or at least 2, and give the training set 2 images'
+                ) from error
 
         # Loading an image draws random numbers as well as running the model.
         with kept_state(model):
@@ -303,16 +366,26 @@ class ScaleEqualizerHook(Hook):
                 f'Scale equalization: measuring {images} of {len(loader.dataset)} training images '
                 f'for {", ".join(f.name for f in fusions)}'
             )
-            start = time.perf_counter()
-            with _Progress(images, runner.logger) as progress:
-                _, statistics = measure_branches(
-                    model, loader, run, counted, lambda i: progress.advance(len(loader.order[i]))
-                )
-            seconds = time.perf_counter() - start
-        statistics = reduce_statistics(statistics)
-        layers = [plan_equalization(f, statistics[f.name], self.equalize_mean) for f in fusions]
+            if self.mode == 'module':
+                self._refuse_uncalled(fusions)
+            rate = 0.0
+
+            def measure() -> dict[str, BranchStatistics]:
+                nonlocal rate
+                start = time.perf_counter()
+                with _Progress(images, runner.logger) as progress:
+                    _, statistics = measure_branches(
+                        model,
+                        loader,
+                        run,
+                        counted,
+                        lambda i: progress.advance(len(loader.order[i])),
+                    )
+                rate = images / (time.perf_counter() - start)
+                return reduce_statistics(statistics)
+
+            layers = plan_layers(fusions, measure, self.equalize_mean)
         self.record = {
-            'version': META_VERSION,
             'mode': self.mode,
             'num_images': images,
             'layers': layers,
@@ -322,17 +395,26 @@ class ScaleEqualizerHook(Hook):
             self._install(runner, model)
         else:
             for entry, layer in self._recorded(model):
-                fold_scale_equalizer(
-                    layer, entry['channels'], entry['offset'], entry['divisor'], entry['bias']
-                )
+                fold_plan(entry, layer)
                 for ema in self._ema_models(runner):
-                    copy = ema.get_submodule(entry['name'])
-                    copy.load_state_dict(layer.state_dict())
-        self._report(runner, images / seconds)
+                    twin = ema.get_submodule(entry['name'])
+                    twin.load_state_dict(layer.state_dict())
+        self._report(runner, rate)
+
+    @staticmethod
+    def _refuse_uncalled(fusions: list[Fusion]) -> None:
+        names = [f.name for f in fusions if f.equalizable and not f.called]
+        if names:
+            raise ValueError(
+                f'ScaleEqualizerHook: the weight of {", ".join(names)} is used without calling the '
+                "layer, so mode='module' cannot put an equalizer before it; use mode='fold'"
+            )
 
     def _loader(self, runner) -> tuple[_Batches, int, int]:
         source = runner.train_dataloader
         dataset = source.dataset
+        while isinstance(dataset, RepeatDataset):
+            dataset = dataset.dataset
         try:
             length = len(dataset)
         except TypeError as error:
@@ -357,21 +439,23 @@ class ScaleEqualizerHook(Hook):
         passes = math.ceil(len(batches) / world)
         padded = mine + [batches[0]] * (passes - len(mine))
         workers = source.num_workers if self.num_workers is None else self.num_workers
-        return _Batches(source, padded, workers, self.seed, rank), len(mine), images
+        return (
+            _Batches(dataset, source.collate_fn, padded, workers, self.seed, rank),
+            len(mine),
+            images,
+        )
 
     @staticmethod
     def _trace(model: nn.Module, loader: _Batches, run) -> list[Fusion]:
-        first = loader.first()
-        flags = [(m, m.training) for m in model.modules()]
-        model.train()
-        try:
-            return watch_fusions(model, lambda: run(first))
-        finally:
-            for module, flag in flags:
-                module.training = flag
+        # In the very mode of the measurement: a model may run otherwise with norms in eval mode.
+        with measuring(model), FusionTracer(model) as tracer:
+            run(loader.first())
+            return tracer.fusions
 
     def _select(self, model: nn.Module, fusions: list[Fusion]) -> list[Fusion]:
         found = [f for f in fusions if f.name.split('.')[0] != 'backbone']
+        inside = [f.name for f in fusions if f not in found]
+        left = f' Inside the backbone, and left alone: {", ".join(inside)}.' if inside else ''
         if self.layers == 'auto':
             chosen = found
         else:
@@ -382,7 +466,8 @@ class ScaleEqualizerHook(Hook):
                     candidates = [f.name for f in found] or ['(none)']
                     raise ValueError(
                         f"ScaleEqualizerHook: layers names '{name}', which is no fusion layer of "
-                        f'the decoder and contains none; candidates: {", ".join(candidates)}'
+                        f'the decoder and contains none; candidates: {", ".join(candidates)}.'
+                        + left
                     )
                 chosen += [f for f in hits if f not in chosen]
         if not chosen:
@@ -394,9 +479,16 @@ class ScaleEqualizerHook(Hook):
             raise RuntimeError(
                 'ScaleEqualizerHook found no layer that takes features concatenated along the '
                 f'channels; searched: {", ".join(searched)}. Remove the hook from custom_hooks, '
-                'or use a head that fuses by concatenation.'
+                'or use a head that fuses by concatenation.' + left
             )
         return chosen
+
+    @staticmethod
+    def _covers(record: dict[str, Any], state: dict, model: nn.Module) -> bool:
+        ours = model.state_dict()
+        keys = [f'{entry["name"]}.weight' for entry in record['layers'] if not entry['reason']]
+        loaded = {k.removeprefix('module.'): v for k, v in state.items()}
+        return all(k in ours and k in loaded and ours[k].shape == loaded[k].shape for k in keys)
 
     # --- applying -----------------------------------------------------------------------------
 
@@ -436,10 +528,10 @@ class ScaleEqualizerHook(Hook):
                 state[key + 'bias'] = bias
 
     @torch.no_grad()
-    def _write(self, entry: dict[str, Any], layer: nn.Module, inverse: bool) -> None:
+    def _unfold(self, entry: dict[str, Any], layer: nn.Module) -> None:
         sigma, mu = constants(entry)
         groups = getattr(layer, 'groups', 1)
-        weight, bias = fold_tensors(layer.weight, layer.bias, sigma, mu, groups, inverse)
+        weight, bias = fold_tensors(layer.weight, layer.bias, sigma, mu, groups, inverse=True)
         layer.weight.copy_(weight)
         if bias is not None:
             layer.bias.copy_(bias)
@@ -496,10 +588,10 @@ class _Batches:
     """The measurement's own data loader over the training set, in fixed batches."""
 
     def __init__(
-        self, source: DataLoader, order: list[list[int]], workers: int, seed: int, rank: int
+        self, dataset, collate, order: list[list[int]], workers: int, seed: int, rank: int
     ) -> None:
         self.order = order
-        self.dataset, self.collate = source.dataset, source.collate_fn
+        self.dataset, self.collate = dataset, collate
         self.loader = DataLoader(
             self.dataset,
             batch_sampler=order,
