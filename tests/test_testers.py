@@ -202,7 +202,7 @@ class KeepsGraph(_Head):
 
 class OtherWhenCompiled(_Head):
     def forward(self, inputs: list[Tensor]) -> Tensor:
-        return super().forward(inputs) + float(torch.compiler.is_compiling())
+        return super().forward(inputs) + float(torch._dynamo.is_compiling())
 
 
 class ExtraClass(_Head):

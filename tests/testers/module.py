@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.runner import save_checkpoint
