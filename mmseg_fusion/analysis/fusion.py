@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy
@@ -315,30 +315,34 @@ def kept_state(module: nn.Module) -> Iterator[None]:
             owner.training = flag
 
 
-def watch_fusions(root: nn.Module, run: Callable[[], object]) -> list[Fusion]:
-    """The fusions of ``root`` in one call of ``run()``, which leaves no trace behind.
-
-    Norm layers use their running statistics meanwhile, so that any batch size will do;
-    everything else stays in the mode it is in. Buffers and random states are put back.
+def select_fusions(fusions: Iterable[Fusion], names: Iterable[str]) -> list[Fusion]:
+    """Those of ``fusions`` that are named, or lie in a module that is, in the order they have.
 
     Args:
-        root: module whose layers are looked for.
-        run: runs a forward pass that goes through ``root``.
+        fusions: what was found.
+        names: qualified names, e.g. ``decode_head.fpn_bottleneck`` or
+            ``decode_head.fpn_bottleneck.conv``.
+
+    Raises:
+        ValueError: a name is no fusion layer and contains none; the candidates are listed.
     """
-    with torch.no_grad(), kept_state(root), FusionTracer(root) as tracer:
-        for module in root.modules():
-            if isinstance(module, _NormBase) and module.track_running_stats:
-                module.training = False
-        run()
-        return tracer.fusions
+    fusions, names = list(fusions), list(names)
+    for name in names:
+        if not any(f.name == name or f.name.startswith(name + '.') for f in fusions):
+            raise ValueError(
+                f'{name!r} is no fusion layer of the decoder and contains none; candidates: '
+                f'{", ".join(f.name for f in fusions) or "(none)"}.'
+            )
+    return [f for f in fusions if any(f.name == n or f.name.startswith(n + '.') for n in names)]
 
 
 def trace_fusions(module: nn.Module, *inputs, **kwargs) -> list[Fusion]:
     """Finds the fusions of a module: the layers that take features concatenated by channels.
 
-    Runs ``module(*inputs, **kwargs)`` once, without gradient, and puts buffers, training flags
-    and random states back. A concatenation is followed through dropout, activations, norms,
-    resizing, pooling, gating and transposition; one inside another counts as its parts. What is
+    Runs ``module(*inputs, **kwargs)`` once, without gradient and with running statistics in norm
+    layers, so that any batch size will do, and puts buffers, training flags and random states
+    back. A concatenation is followed through dropout, activations, norms, resizing, pooling,
+    gating and transposition; one inside another counts as its parts. What is
     assembled otherwise (``hstack``, ``einsum``, slices of a concatenation) is not seen.
 
     Args:
@@ -355,4 +359,9 @@ def trace_fusions(module: nn.Module, *inputs, **kwargs) -> list[Fusion]:
         >>> [(f.name, f.channels) for f in trace_fusions(head, features)]
         [('bottleneck.conv', (16, 4, 4, 4, 4)), ('fpn_bottleneck.conv', (4, 4))]
     """
-    return watch_fusions(module, lambda: module(*inputs, **kwargs))
+    with torch.no_grad(), kept_state(module), FusionTracer(module) as tracer:
+        for norm in module.modules():
+            if isinstance(norm, _NormBase) and norm.track_running_stats:
+                norm.training = False
+        module(*inputs, **kwargs)
+        return tracer.fusions

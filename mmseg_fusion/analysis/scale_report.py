@@ -26,7 +26,7 @@ from ..engine.hooks.scale_equalizer_hook import (
     plan_layers,
 )
 from .branch_statistics import measure_branches, measuring, split_batches
-from .fusion import Fusion
+from .fusion import Fusion, select_fusions
 
 #: The three models that are compared, as they are called in table and chart.
 BEFORE, EXPLICIT, FOLDED = 'before', 'equalized', 'folded'
@@ -132,7 +132,8 @@ def scale_report(
         One entry per branch.
 
     Raises:
-        RuntimeError: the decoder fuses nothing by concatenation, or not at a layer of ``layers``.
+        RuntimeError: the decoder fuses nothing by concatenation.
+        ValueError: ``layers`` names something that is no fusion layer.
     """
 
     def total_loss(target: nn.Module) -> Callable[[Any], torch.Tensor]:
@@ -149,19 +150,7 @@ def scale_report(
             f'the decoder of {type(model).__name__} has no layer that takes features concatenated '
             'along the channels'
         )
-    fusions = candidates
-    if layers is not None:
-        for name in layers:
-            if not any(f.name == name or f.name.startswith(name + '.') for f in candidates):
-                raise RuntimeError(
-                    f'{name!r} is no fusion layer of the decoder and contains none; there are: '
-                    f'{", ".join(f.name for f in candidates)}'
-                )
-        fusions = [
-            f
-            for f in candidates
-            if any(f.name == name or f.name.startswith(name + '.') for name in layers)
-        ]
+    fusions = candidates if layers is None else select_fusions(candidates, layers)
     plans = plan_layers(fusions, lambda: measure_branches(model, batches, total_loss(model))[1])
     gradients = {BEFORE: gradient_scales(model, batches, total_loss(model), fusions)}
     stds = {BEFORE: {f.name: statistics[f.name].std for f in fusions}}

@@ -111,7 +111,7 @@ def test_layers_by_name_of_a_module_around_them(tmp_path):
     model, batches = model_and_batches(config(tmp_path, length=4))
     made = scale_report(model, batches, ['decode_head.fpn_bottleneck'])
     assert {e.layer for e in made} == {'decode_head.fpn_bottleneck.conv'}
-    with pytest.raises(RuntimeError, match=r"'decode_head.nothing' is no fusion layer"):
+    with pytest.raises(ValueError, match=r"'decode_head.nothing' is no fusion layer"):
         scale_report(model, batches, ['decode_head.nothing'])
 
 

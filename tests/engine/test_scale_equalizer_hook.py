@@ -284,6 +284,10 @@ def test_fusions_in_a_row_without_norm_are_measured_one_after_the_other(tmp_path
     made = runner(tmp_path, head=BIASED, hook={}, **RECORD)
     made.train()
     assert len(layers(record_of(made))) == 2
+    # In the order in which they run, whatever the order of their names in the config.
+    names = ['decode_head.linear', 'decode_head.fuse']
+    other = train(tmp_path / 'named', head=BIASED, hook=dict(layers=names))
+    assert list(layers(record_of(other))) == names[::-1]
     model, stds = MODELS.build(config(tmp_path, head=BIASED).model), {}
     model.load_state_dict(made.recorder.start)
     # What the second fusion takes from the first one, with the first one equalized.

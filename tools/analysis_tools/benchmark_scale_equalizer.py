@@ -41,10 +41,10 @@ from mmseg_fusion.analysis.counting import forget_pretrained  # noqa: E402
 from mmseg_fusion.analysis.fusion import FusionTracer  # noqa: E402
 from mmseg_fusion.engine.hooks.scale_equalizer_hook import (  # noqa: E402
     constants,
+    fold_plan,
     install_equalizer,
     plan_equalization,
 )
-from mmseg_fusion.models.layers import fold_scale_equalizer  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -126,13 +126,7 @@ def variants(cfg: Config, args: argparse.Namespace) -> tuple[dict[str, nn.Module
     folded, explicit = copy.deepcopy(plain), copy.deepcopy(plain)
     for fusion in fusions:
         plan = plan_equalization(fusion, measured[fusion.name])
-        fold_scale_equalizer(
-            folded.get_submodule(plan['name']),
-            plan['channels'],
-            plan['offset'],
-            plan['divisor'],
-            plan['bias'],
-        )
+        fold_plan(plan, folded.get_submodule(plan['name']))
         install_equalizer(explicit.get_submodule(plan['name']), *constants(plan))
     normed = dict(
         head,

@@ -72,7 +72,7 @@ def main() -> None:
         ) from error
     try:
         report = scale_report(model, batches, args.layers)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         if 'fusion layer' in str(error) or 'concatenated' in str(error):
             raise SystemExit(str(error)) from error
         raise

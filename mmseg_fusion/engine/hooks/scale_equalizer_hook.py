@@ -34,7 +34,7 @@ from ...analysis.branch_statistics import (
     reduce_statistics,
     split_batches,
 )
-from ...analysis.fusion import Fusion, FusionTracer, kept_state
+from ...analysis.fusion import Fusion, FusionTracer, kept_state, select_fusions
 from ...models.layers.scale_equalizer import (
     ScaleEqualizer,
     bias_shift,
@@ -328,8 +328,9 @@ class ScaleEqualizerHook(Hook):
         self._convert(model, checkpoint['state_dict'], inverse=True)
         # EMAHook runs before and has loaded its copy already.
         for ema in self._ema_models(runner):
-            for entry, layer in self._recorded(ema):
-                self._unfold(entry, layer)
+            state = ema.state_dict()
+            self._convert(ema, state, inverse=True)
+            ema.load_state_dict(state)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Writes what was done into the meta; explicit equalizers are folded into the copy."""
@@ -456,20 +457,12 @@ class ScaleEqualizerHook(Hook):
         found = [f for f in fusions if f.name.split('.')[0] != 'backbone']
         inside = [f.name for f in fusions if f not in found]
         left = f' Inside the backbone, and left alone: {", ".join(inside)}.' if inside else ''
-        if self.layers == 'auto':
-            chosen = found
-        else:
-            chosen = []
-            for name in self.layers:
-                hits = [f for f in found if f.name == name or f.name.startswith(name + '.')]
-                if not hits:
-                    candidates = [f.name for f in found] or ['(none)']
-                    raise ValueError(
-                        f"ScaleEqualizerHook: layers names '{name}', which is no fusion layer of "
-                        f'the decoder and contains none; candidates: {", ".join(candidates)}.'
-                        + left
-                    )
-                chosen += [f for f in hits if f not in chosen]
+        chosen = found
+        if self.layers != 'auto':
+            try:
+                chosen = select_fusions(found, self.layers)
+            except ValueError as error:
+                raise ValueError(f'ScaleEqualizerHook, layers: {error}{left}') from None
         if not chosen:
             searched = [
                 f'{name} ({type(child).__name__})'
@@ -526,15 +519,6 @@ class ScaleEqualizerHook(Hook):
             state[key + 'weight'] = weight
             if bias is not None:
                 state[key + 'bias'] = bias
-
-    @torch.no_grad()
-    def _unfold(self, entry: dict[str, Any], layer: nn.Module) -> None:
-        sigma, mu = constants(entry)
-        groups = getattr(layer, 'groups', 1)
-        weight, bias = fold_tensors(layer.weight, layer.bias, sigma, mu, groups, inverse=True)
-        layer.weight.copy_(weight)
-        if bias is not None:
-            layer.bias.copy_(bias)
 
     # --- telling --------------------------------------------------------------------------------
 
