@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import nn
 
 LEVELS = (4, 8, 16, 32)
 BN = dict(type='BN')
+_RUNS = itertools.count()
 
 
 @MODELS.register_module()
@@ -100,7 +102,8 @@ def config(work_dir, head=None, hook=None, length=12, max_iters=2, batch_size=4,
         ),
         custom_hooks=hooks,
         randomness=dict(seed=0, deterministic=True),
-        experiment_name=f'{work_dir.name}_{len(list(work_dir.glob("*")))}',
+        # mmengine keeps one logger per name and second: two runs of a name would share a log file.
+        experiment_name=f'{work_dir.name}_{next(_RUNS)}',
     )
     cfg = Config(base)
     cfg.merge_from_dict(changes)
