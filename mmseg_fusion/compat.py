@@ -554,7 +554,7 @@ def _leave_process_group() -> None:
     gc.collect()
     distributed.destroy_process_group()
     # Where somebody still holds it, its threads get a moment to free what they have.
-    time.sleep(0.1)
+    time.sleep(0.5)
 
 
 def _wrap_model_on_cpu(original):
