@@ -699,6 +699,45 @@ def cross_entropy_class_weight() -> Quirk | None:
     )
 
 
+# --- deterministic runs on a GPU -----------------------------------------------------------------
+
+
+def deterministic_on_cuda() -> Quirk | None:
+    """``randomness=dict(deterministic=True)`` on a GPU.
+
+    mmengine asks torch for deterministic algorithms and nothing else. On CUDA torch then stops at
+    operations that have none, the cross entropy of an image among them, which is every model here,
+    and at cuBLAS unless ``CUBLAS_WORKSPACE_CONFIG`` is set. Here the variable is set where it is
+    not, and such an operation warns and runs. mmseg's cross entropy, which sums by itself, is
+    repeatable all the same; adaptive pooling and bilinear resizing sum their gradients in any
+    order.
+    """
+    from mmengine.device import get_device
+    from mmengine.runner import runner
+
+    if get_device() != 'cuda':
+        return None
+    original = runner.set_random_seed
+
+    @functools.wraps(original)
+    def set_random_seed(seed=None, deterministic=False, diff_rank_seed=False):
+        import torch
+
+        if deterministic:
+            os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+        seed = original(seed, deterministic, diff_rank_seed)
+        if deterministic:
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        return seed
+
+    runner.set_random_seed = set_random_seed
+    return Quirk(
+        'deterministic_on_cuda',
+        'deterministic=True: operations without a deterministic form on CUDA warn instead of stop',
+        'mmengine that passes warn_only',
+    )
+
+
 #: In this order: what must be there before mmengine, mmpretrain and mmseg are imported is first.
 QUIRKS = (
     torchvision_build_mismatch,
@@ -709,6 +748,7 @@ QUIRKS = (
     distributed_without_cuda,
     amp_without_cuda,
     cross_entropy_class_weight,
+    deterministic_on_cuda,
 )
 
 

@@ -326,7 +326,9 @@ def _run(
     for name in drop:
         module._modules.pop(name, None)
     # SyncBatchNorm takes no CPU tensors.
-    module = revert_sync_batchnorm(module).eval()
+    module = revert_sync_batchnorm(module)
+    # Not chained: the train() of some backbones returns nothing.
+    module.eval()
     formulas = _formulas()
     foreign = _Foreign(formulas)
     counter = flop_counter.FlopCounterMode(display=False, custom_mapping=formulas)

@@ -1,5 +1,19 @@
 """Decode heads, one method's head per file."""
 
 from .batch_norm_after_upsampling import batch_norm_after_upsampling
+from .caa_head import CAAHead
+from .cp_head import CPHead
+from .eseg_head import ESegHead
+from .ksac_head import KSACHead
+from .sa_head import SAHead
+from .sequential_dual_attention_head import SequentialDualAttentionHead
 
-__all__ = ['batch_norm_after_upsampling']
+__all__ = [
+    'CAAHead',
+    'CPHead',
+    'ESegHead',
+    'KSACHead',
+    'SAHead',
+    'SequentialDualAttentionHead',
+    'batch_norm_after_upsampling',
+]

@@ -1,5 +1,22 @@
 """Blocks that several heads use."""
 
+from .attention import (
+    AxialAttention,
+    ChannelizedAxialAttention,
+    ChannelizedSelfAttention,
+    SelfAttention,
+)
+from .class_aware_conv import ClassAwareConv
+from .kernel_sharing import KernelSharingAtrousConv
 from .scale_equalizer import ScaleEqualizer, fold_scale_equalizer
 
-__all__ = ['ScaleEqualizer', 'fold_scale_equalizer']
+__all__ = [
+    'AxialAttention',
+    'ChannelizedAxialAttention',
+    'ChannelizedSelfAttention',
+    'ClassAwareConv',
+    'KernelSharingAtrousConv',
+    'ScaleEqualizer',
+    'SelfAttention',
+    'fold_scale_equalizer',
+]

@@ -1,1 +1,5 @@
+"""Necks: levels in, levels out."""
 
+from .bifpn import BiFPN
+
+__all__ = ['BiFPN']

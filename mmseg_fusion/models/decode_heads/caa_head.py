@@ -1,0 +1,167 @@
+"""Decode head of channelized axial attention (CAA)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.utils import SELayer, resize
+from mmseg.registry import MODELS
+from torch import Tensor, nn
+
+from ..layers.attention import (
+    BATCH_NORM,
+    AxialAttention,
+    ChannelizedAxialAttention,
+    ChannelizedSelfAttention,
+    Implementation,
+    SelfAttention,
+)
+
+Attention = Literal['channelized_axial', 'axial', 'axial_se', 'channelized_self', 'self']
+
+
+def with_authors_eps(norm_cfg: dict | None) -> dict | None:
+    """``norm_cfg`` with the authors' eps of 1e-3, if it is a batch norm that names none.
+
+    Their momentum, 0.1 as PyTorch writes it, is PyTorch's default.
+    """
+    if not norm_cfg or 'eps' in norm_cfg or 'BN' not in str(norm_cfg.get('type')):
+        return norm_cfg
+    return dict(norm_cfg, eps=BATCH_NORM['eps'])
+
+
+@MODELS.register_module()
+class CAAHead(BaseDecodeHead):
+    """Head with channelized axial attention (thesis chapter 3, figure 3.5).
+
+    3x3 convolution, attention, 1x1 convolution, all of ``attention_channels``; beside it the
+    image level, the global mean of the backbone's feature through a 1x1 convolution; both
+    concatenated; 1x1 convolution to ``channels``; dropout; classifier. With ``c1_in_channels``
+    the simple decoder of table 3.7, DeepLabV3+'s: a 1x1 convolution of the stride-4 level is
+    concatenated with the upsampled feature, and two depthwise separable 3x3 convolutions follow.
+
+    Joint pyramid upsampling is a neck (mmseg's ``JPU``) and an auxiliary loss is another head
+    (``FCNHead``): both are a matter of the config.
+
+    Args:
+        channels: channels before the classifier; ``BaseDecodeHead`` takes it by this name too.
+        attention: ``'channelized_axial'`` (CAA), ``'axial'`` and ``'axial_se'`` (tables 3.1 and
+            3.2, the latter with squeeze and excitation behind the attention), or
+            ``'channelized_self'`` and ``'self'`` (table 3.3).
+        attention_channels: channels of the attention, of the convolutions around it and of the
+            image level.
+        qk_channels: channels of query and key.
+        gate_channels: width of the channel gates' hidden layers.
+        gate_layers: number of the channel gates' hidden layers (table 3.1).
+        image_level: whether there is the image level.
+        implementation: ``'factorized'``, or ``'grouped'`` for the thesis' algorithm 2; see
+            :class:`ChannelizedAxialAttention`.
+        c1_in_channels: channels of ``inputs[0]``, the level of stride 4, for the simple decoder;
+            0 for none.
+        c1_channels: channels that the decoder reduces it to.
+        **kwargs: arguments of ``BaseDecodeHead``. A batch norm in ``norm_cfg`` that names no
+            ``eps`` gets the authors' 1e-3, in the whole head; one that does keeps it.
+
+    Shape:
+        Inputs: levels of the backbone or neck, of which ``in_index`` is taken,
+        (N, in_channels, H, W); logits (N, num_classes, H, W), with the decoder in the size of
+        ``inputs[0]``.
+
+    Raises:
+        ValueError: an unknown ``attention`` or ``implementation``, or a number less than 1.
+
+    Differs from the paper:
+        The thesis leaves open the ratio of squeeze and excitation (chosen: 16, that of its
+        authors) and the widths of the decoder (chosen: DeepLabV3+'s 48).
+    """
+
+    def __init__(
+        self,
+        channels: int = 256,
+        attention: Attention = 'channelized_axial',
+        attention_channels: int = 512,
+        qk_channels: int = 64,
+        gate_channels: int = 128,
+        gate_layers: int = 5,
+        image_level: bool = True,
+        implementation: Implementation = 'factorized',
+        c1_in_channels: int = 0,
+        c1_channels: int = 48,
+        **kwargs,
+    ) -> None:
+        kwargs['norm_cfg'] = with_authors_eps(kwargs.get('norm_cfg'))
+        super().__init__(channels=channels, **kwargs)
+        if attention not in get_args(Attention):
+            raise ValueError(
+                f'CAAHead: attention must be one of {get_args(Attention)}, got {attention!r}; '
+                "set decode_head.attention='channelized_axial'"
+            )
+        if c1_in_channels < 0:
+            raise ValueError(
+                f'CAAHead: c1_in_channels must be the channels of the stride-4 level, or 0 for no '
+                f'decoder; got {c1_in_channels}'
+            )
+        layer = dict(conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
+        inner = attention_channels
+        self.in_conv = ConvModule(self.in_channels, inner, 3, padding=1, **layer)
+        gate = dict(
+            gate_channels=gate_channels, gate_layers=gate_layers, implementation=implementation
+        )
+        plain = (inner, inner, qk_channels)
+        self.attention: nn.Module
+        if attention == 'channelized_axial':
+            self.attention = ChannelizedAxialAttention(*plain, **gate, **layer)
+        elif attention == 'channelized_self':
+            self.attention = ChannelizedSelfAttention(*plain, **gate, **layer)
+        elif attention == 'self':
+            self.attention = SelfAttention(*plain, **layer)
+        else:
+            self.attention = AxialAttention(*plain, **layer)
+        self.squeeze_excitation = None
+        if attention == 'axial_se':
+            act_cfg = (self.act_cfg or dict(type='ReLU'), dict(type='Sigmoid'))
+            self.squeeze_excitation = SELayer(inner, conv_cfg=self.conv_cfg, act_cfg=act_cfg)
+        self.out_conv = ConvModule(inner, inner, 1, **layer)
+        self.image_pool = None
+        if image_level:
+            self.image_pool = nn.Sequential(
+                nn.AdaptiveAvgPool2d(1), ConvModule(self.in_channels, inner, 1, **layer)
+            )
+        self.bottleneck = ConvModule(2 * inner if image_level else inner, self.channels, 1, **layer)
+        self.c1_bottleneck = self.sep_bottleneck = None
+        if c1_in_channels:
+            self.c1_bottleneck = ConvModule(c1_in_channels, c1_channels, 1, **layer)
+            norm_act = dict(norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
+            self.sep_bottleneck = nn.Sequential(
+                DepthwiseSeparableConvModule(
+                    self.channels + c1_channels, self.channels, 3, padding=1, **norm_act
+                ),
+                DepthwiseSeparableConvModule(
+                    self.channels, self.channels, 3, padding=1, **norm_act
+                ),
+            )
+
+    def _forward_feature(self, inputs: Sequence[Tensor]) -> Tensor:
+        """The feature before dropout and classifier, (N, channels, ...)."""
+        x = self._transform_inputs(inputs)
+        attended = self.attention(self.in_conv(x))
+        if self.squeeze_excitation is not None:
+            attended = self.squeeze_excitation(attended)
+        out = self.out_conv(attended)
+        if self.image_pool is not None:
+            image = self.image_pool(x).expand(-1, -1, *x.shape[2:])
+            out = torch.cat([out, image], 1)
+        out = self.bottleneck(out)
+        if self.c1_bottleneck is not None:
+            low = self.c1_bottleneck(inputs[0])
+            out = resize(out, size=low.shape[2:], mode='bilinear', align_corners=self.align_corners)
+            out = self.sep_bottleneck(torch.cat([out, low], 1))
+        return out
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Logits; see the class for shapes."""
+        return self.cls_seg(self._forward_feature(inputs))

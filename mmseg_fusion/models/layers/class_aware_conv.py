@@ -1,0 +1,140 @@
+"""The convolution that class-aware regularization puts in front of a classifier."""
+
+from __future__ import annotations
+
+import torch
+from mmcv.cnn import ConvModule
+from torch import Tensor, nn
+
+
+class ClassAwareConv(nn.Module):
+    """Linear layer whose output is regularized, and the convolution behind it (thesis figure 4.3).
+
+    A 1x1 convolution with bias, no norm, no activation, gives the features on which the three
+    losses of :class:`~mmseg_fusion.models.losses.ClassAwareRegularization` are taken; a 1x1
+    convolution with norm and activation takes the place of the head's own convolution ("A" of
+    table 4.1). At test the two are one matrix: :meth:`merge`.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        channels: cap on the width of the linear layer, which is ``min(in_channels, channels)``.
+        linear: whether the linear layer is there; without it nothing can be regularized, and the
+            module is the plain 1x1 convolution of the row "A" of table 4.1.
+        kernel_size: of the convolution behind the linear layer. 1 is the method's; 3 is the rows
+            without "A" in table 4.1, and cannot be merged.
+        merged: whether it is built in the merged form, a single convolution.
+        conv_cfg, norm_cfg, act_cfg: of the convolution behind the linear layer, as in ConvModule.
+
+    Shape:
+        - input: (N, in_channels, H, W), H and W in cells.
+        - output: (N, out_channels, H, W).
+
+    Attributes:
+        features: what the losses are taken on, (N, min(in_channels, channels), H, W), kept by a
+            forward pass while :attr:`keep_features` is true; :meth:`pop_features` hands it over.
+
+    Raises:
+        ValueError: ``merged`` with a kernel larger than 1.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        channels: int = 512,
+        linear: bool = True,
+        kernel_size: int = 1,
+        merged: bool = False,
+        conv_cfg: dict | None = None,
+        norm_cfg: dict | None = None,
+        act_cfg: dict | None = None,
+    ) -> None:
+        super().__init__()
+        if merged and kernel_size != 1:
+            raise ValueError(_not_mergeable(kernel_size))
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = kernel_size
+        width = min(in_channels, channels)
+        self.linear = nn.Conv2d(in_channels, width, 1) if linear and not merged else None
+        self.project = ConvModule(
+            width if self.linear is not None else in_channels,
+            out_channels,
+            kernel_size,
+            padding=kernel_size // 2,
+            conv_cfg=conv_cfg,
+            norm_cfg=norm_cfg,
+            act_cfg=act_cfg,
+        )
+        if merged and self._batch_norm() is None and self.project.conv.bias is None:
+            self._add_bias(torch.zeros(out_channels))
+        self.keep_features = False
+        self.features: Tensor | None = None
+
+    @property
+    def merged(self) -> bool:
+        """Whether there is a single convolution left."""
+        return self.linear is None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (N, in_channels, H, W) to (N, out_channels, H, W)."""
+        if self.linear is not None:
+            x = self.linear(x)
+            if self.keep_features:
+                self.features = x
+        return self.project(x)
+
+    def pop_features(self) -> Tensor | None:
+        """The kept features, which are let go here: a module with a graph cannot be copied."""
+        features, self.features = self.features, None
+        return features
+
+    @torch.no_grad()
+    def merge(self) -> ClassAwareConv:
+        """Makes the linear layer and the convolution behind it one, in place.
+
+        In eval mode the output stays the same up to rounding. The product is formed in float64.
+        The linear layer's bias moves into the running mean of a batch norm, or into the
+        convolution's bias where there is another norm or none.
+
+        Raises:
+            ValueError: the convolution is larger than 1x1; the bias would differ at the border.
+        """
+        if self.linear is None:
+            return self
+        if self.kernel_size != 1:
+            raise ValueError(_not_mergeable(self.kernel_size))
+        conv = self.project.conv
+        second = conv.weight.double().flatten(1)
+        weight = second @ self.linear.weight.double().flatten(1)
+        shift = second @ self.linear.bias.double()
+        norm = self._batch_norm()
+        if norm is not None:
+            norm.running_mean.sub_(shift.to(norm.running_mean))
+        else:
+            self._add_bias(shift if conv.bias is None else shift + conv.bias.double())
+        conv.weight = nn.Parameter(weight.to(conv.weight)[:, :, None, None])
+        conv.in_channels = self.in_channels
+        self.linear = None
+        return self
+
+    def _batch_norm(self) -> nn.Module | None:
+        """The batch norm whose running mean can take over a bias."""
+        norm = self.project.norm if self.project.with_norm else None
+        return norm if getattr(norm, 'running_mean', None) is not None else None
+
+    def _add_bias(self, bias: Tensor) -> None:
+        self.project.conv.bias = nn.Parameter(bias.to(self.project.conv.weight))
+        self.project.with_bias = True
+
+    def extra_repr(self) -> str:
+        return 'merged' if self.merged else ''
+
+
+def _not_mergeable(kernel_size: int) -> str:
+    return (
+        f'CAR can be merged where its convolution is 1x1; car.kernel_size is {kernel_size} here. '
+        'The linear bias in front of a larger kernel is missing at the border of the image, which '
+        'one convolution cannot repeat: deploy this model as it is.'
+    )

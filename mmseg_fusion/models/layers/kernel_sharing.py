@@ -1,0 +1,310 @@
+"""Kernel-sharing atrous convolution (KSAC): one 3x3 kernel at several dilation rates.
+
+Ye Huang's thesis (University of Technology Sydney, 2022), chapter 2; "See More Than Once:
+Kernel-Sharing Atrous Convolution for Semantic Segmentation", arXiv 1908.09443.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+Implementation = Literal['auto', 'shared_taps', 'dilated']
+
+#: What ``implementation`` may be.
+IMPLEMENTATIONS = ('auto', 'shared_taps', 'dilated')
+
+#: Norm and activation of the pyramid by default.
+BATCH_NORM = dict(type='BN', requires_grad=True)
+RELU = dict(type='ReLU')
+
+#: What the nine products may take at a time on a CPU, in bytes of float32.
+PORTION_BYTES = 16 * 2**20
+
+#: Whether this torch has oneDNN at all.
+ONEDNN = torch.backends.mkldnn.is_available()
+
+
+def dilated_convolutions(
+    x: Tensor, weight: Tensor, dilations: Sequence[int], bias: Tensor | None = None
+) -> list[Tensor]:
+    """One dilated convolution per rate, all with the same kernel: algorithm 1 as it is written.
+
+    Args:
+        x: (N, C_in, H, W).
+        weight: (C_out, C_in, 3, 3).
+        dilations: rates, in pixels of ``x``.
+        bias: (C_out,) or None, the same for all rates.
+
+    Returns:
+        (N, C_out, H, W) per rate.
+    """
+    return [F.conv2d(x, weight, bias, padding=rate, dilation=rate) for rate in dilations]
+
+
+def shared_tap_convolutions(
+    x: Tensor, weight: Tensor, dilations: Sequence[int], bias: Tensor | None = None
+) -> list[Tensor]:
+    """The same maps as :func:`dilated_convolutions` for the multiply-adds of one convolution.
+
+    Each of the nine taps of the kernel is a 1x1 convolution that knows nothing of the rate. The
+    nine products are computed once, and every rate is a sum of nine shifted ones, zero outside of
+    the map. An identity: the results differ by rounding only. Under autocast the products are in
+    half precision, their sums are made in float32 and rounded once.
+
+    Args:
+        x: (N, C_in, H, W).
+        weight: (C_out, C_in, 3, 3).
+        dilations: rates, in pixels of ``x``.
+        bias: (C_out,) or None, the same for all rates.
+
+    Returns:
+        (N, C_out, H, W) per rate.
+    """
+    samples, channels = _portion(x, weight.shape[0])
+    kernels = [
+        part.permute(2, 3, 0, 1).reshape(9 * part.shape[0], -1, 1, 1)
+        for part in weight.split(channels)
+    ]
+    # A 1x1 kernel has nothing to dilate. But torch takes oneDNN for a 1x1 convolution only with
+    # several threads or if it is dilated, and MKL's product, which it takes else, is half as fast
+    # on a CPU with AVX-512 that is not Intel's.
+    onednn = ONEDNN and x.device.type == 'cpu' and x.dtype == torch.float32
+    rows = []
+    for part in x.split(samples):
+        sums = []
+        for taps in kernels:
+            products = F.conv2d(part, taps, dilation=2 if onednn else 1)
+            sums.append(_ShiftedSums.apply(products.unflatten(1, (9, -1)), tuple(dilations)))
+        rows.append([_joined(of_rate, 1) for of_rate in zip(*sums)])
+    maps = [_joined(of_rate, 0) for of_rate in zip(*rows)]
+    return maps if bias is None else [m + bias.to(m.dtype).view(-1, 1, 1) for m in maps]
+
+
+def _portion(x: Tensor, channels: int) -> tuple[int, int]:
+    """How many samples and output channels to take at a time.
+
+    On a CPU the nine products are best made in portions that stay in its caches, and that the
+    allocator keeps for the next one: a larger block is fetched from the system each time, zeroed
+    page by page. A GPU wants all work at once.
+    """
+    samples, _, height, width = x.shape
+    if x.device.type != 'cpu':
+        return max(1, samples), channels
+    of_channel = 9 * 4 * height * width
+    fitting = max(1, PORTION_BYTES // of_channel)
+    if fitting < channels:
+        # Portions of about one size, not a small one at the end.
+        return 1, ceil(channels / ceil(channels / fitting))
+    return max(1, min(samples, fitting // channels)), channels
+
+
+def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
+
+
+def _overlap(size: int, shift: int) -> tuple[slice, slice]:
+    """Where ``out[i]`` and ``source[i + shift]`` both exist: the slices of out and of source."""
+    return slice(max(0, -shift), size - max(0, shift)), slice(max(0, shift), size + min(0, shift))
+
+
+def _windows(rate: int, tap: int, height: int, width: int) -> tuple[Any, Any] | None:
+    """What a tap at a rate reads: the index in the output, and in the product; None if nothing."""
+    dy, dx = (tap // 3 - 1) * rate, (tap % 3 - 1) * rate
+    if abs(dy) >= height or abs(dx) >= width:
+        return None
+    (out_y, in_y), (out_x, in_x) = _overlap(height, dy), _overlap(width, dx)
+    return (..., out_y, out_x), (..., in_y, in_x)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The type to sum in."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+class _ShiftedSums(torch.autograd.Function):
+    """Nine products -> per rate, the sum of the nine, each shifted by its tap's offset.
+
+    A function of its own for the backward pass: autograd would run each of the 9 R additions into
+    a slice backwards through a full copy of the map, which takes longer than the products where
+    there are many pixels, and ``F.fold``, which sums the same way, would hold 9 R maps.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, products: Tensor, dilations: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """(N, 9, C, H, W) -> (N, C, H, W) per rate."""
+        ctx.dilations = dilations
+        height, width = products.shape[-2:]
+        sums = []
+        for rate in dilations:
+            total = products[:, 4].to(_wide(products.dtype), copy=True)
+            for tap in (0, 1, 2, 3, 5, 6, 7, 8):
+                windows = _windows(rate, tap, height, width)
+                if windows is not None:
+                    out, source = windows
+                    total[out].add_(products[:, tap][source])
+            sums.append(total.to(products.dtype))
+        return tuple(sums)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """(N, C, H, W) per rate -> (N, 9, C, H, W)."""
+        first = gradients[0]
+        n, channels, height, width = first.shape
+        last = first.is_contiguous(memory_format=torch.channels_last) and not first.is_contiguous()
+        result = torch.empty(
+            (n, 9 * channels, height, width),
+            dtype=first.dtype,
+            device=first.device,
+            memory_format=torch.channels_last if last else torch.contiguous_format,
+        ).unflatten(1, (9, channels))
+        for tap in range(9):
+            total = torch.zeros_like(first, dtype=_wide(first.dtype))
+            for rate, gradient in zip(ctx.dilations, gradients):
+                windows = _windows(rate, tap, height, width)
+                if windows is not None:
+                    out, source = windows
+                    total[source].add_(gradient[out])
+            result[:, tap].copy_(total)
+        return result, None
+
+
+def choose_implementation(
+    device: str | torch.device, in_channels: int, num_rates: int
+) -> Literal['shared_taps', 'dilated']:
+    """What ``implementation='auto'`` takes: the whole rule.
+
+    From measurements on a CPU with AVX-512 (``tools/analysis_tools/benchmark_ksac.py --rule``
+    repeats them and says where the rule is wrong): what is saved grows with the rates, what the
+    shifted sums cost is made up for by the products only where those read many channels.
+
+    - CPU: ``shared_taps`` with three rates or more at 128 input channels or more, and with two
+      rates at 320 or more.
+    - ``meta``, where multiply-adds are counted: as on a CPU.
+    - CUDA and all else: ``dilated``. Not measured there, so the rule takes what cannot be slower
+      than ``dilated``; ``shared_taps`` can be asked for.
+
+    Args:
+        device: of the input.
+        in_channels: channels of the input.
+        num_rates: number of rates.
+    """
+    if torch.device(device).type not in ('cpu', 'meta'):
+        return 'dilated'
+    least = 128 if num_rates >= 3 else 320
+    return 'shared_taps' if num_rates >= 2 and in_channels >= least else 'dilated'
+
+
+class KernelSharingAtrousConv(BaseModule):
+    """Pyramid of dilated convolutions with one 3x3 kernel, summed (thesis section 2.2.2).
+
+    Algorithm 1: for each rate, a convolution with the shared kernel dilated by it, batch norm of
+    that rate alone, ReLU; the sum over the rates. However many rates, the kernel is one: a further
+    rate costs the parameters of its norm, 2 C.
+
+    Args:
+        in_channels: channels of the input.
+        channels: channels of the output, C.
+        dilations: rates in pixels of the input, any positive integers, in any order; a rate may
+            be larger than the map, and may come twice.
+        implementation: ``'dilated'``, a convolution per rate; ``'shared_taps'``, the same maps
+            from nine products that all rates share (:func:`shared_tap_convolutions`); ``'auto'``,
+            the faster of the two (:func:`choose_implementation`). Weights and results are the
+            same, so the attribute may be changed at any time.
+        norm_cfg: norm of each rate; None for none, and the kernel then has a bias, which all
+            rates share (chosen: the thesis has batch norm only).
+        act_cfg: activation behind each norm; None for none.
+        init_cfg: initialization; by default that of ``mmcv.cnn.ConvModule``.
+
+    Shape:
+        Input (N, in_channels, H, W), output (N, channels, H, W).
+
+    Raises:
+        ValueError: ``dilations`` is empty or has another value than positive integers,
+            ``implementation`` is unknown, or the input has other channels.
+
+    Example:
+        >>> pyramid = KernelSharingAtrousConv(8, 4, dilations=(1, 2, 3))
+        >>> pyramid(torch.zeros(2, 8, 9, 7)).shape
+        torch.Size([2, 4, 9, 7])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        dilations: Sequence[int] = (6, 12, 18),
+        implementation: Implementation = 'auto',
+        norm_cfg: dict | None = BATCH_NORM,
+        act_cfg: dict | None = RELU,
+        init_cfg: dict | list | None = None,
+    ) -> None:
+        super().__init__(init_cfg or dict(type='Kaiming', layer='Conv2d'))
+        # A string is a sequence too, of its characters: none of them is a rate.
+        rates = tuple(dilations) if isinstance(dilations, Sequence) else ()
+        if not rates or not all(map(_is_rate, rates)):
+            raise ValueError(
+                'dilations must be a sequence of positive integers such as (6, 12, 18), got '
+                f'{dilations!r}'
+            )
+        if implementation not in IMPLEMENTATIONS:
+            raise ValueError(
+                f'implementation must be one of {", ".join(map(repr, IMPLEMENTATIONS))}, got '
+                f'{implementation!r}'
+            )
+        self.in_channels = in_channels
+        self.channels = channels
+        self.dilations = rates
+        self.implementation = implementation
+        # Never called: it holds the kernel under the name, and with the initialization, that
+        # users and init_cfg expect of a convolution.
+        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=norm_cfg is None)
+        self.norms = nn.ModuleList(
+            nn.Identity() if norm_cfg is None else build_norm_layer(norm_cfg, channels)[1]
+            for _ in rates
+        )
+        self.activate = nn.Identity()
+        if act_cfg is not None:
+            act_cfg = dict(act_cfg)
+            if act_cfg['type'] in ('ReLU', 'LeakyReLU', 'ReLU6'):
+                act_cfg.setdefault('inplace', True)
+            self.activate = build_activation_layer(act_cfg)
+
+    def convolutions(self, x: Tensor) -> list[Tensor]:
+        """The shared convolution at each rate, before norm: (N, channels, H, W) per rate."""
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f'expected a feature (N, {self.in_channels}, H, W), got {tuple(x.shape)}: '
+                'in_channels must be the channels of the level that in_index names'
+            )
+        chosen = self.implementation
+        if chosen == 'auto':
+            chosen = choose_implementation(x.device, self.in_channels, len(self.dilations))
+        convolve = shared_tap_convolutions if chosen == 'shared_taps' else dilated_convolutions
+        return convolve(x, self.conv.weight, self.dilations, self.conv.bias)
+
+    def branches(self, x: Tensor) -> list[Tensor]:
+        """What is summed: the map of each rate behind norm and ReLU, (N, channels, H, W) each."""
+        maps = self.convolutions(x)
+        return [self.activate(norm(m)) for norm, m in zip(self.norms, maps)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The pyramid's output, (N, in_channels, H, W) -> (N, channels, H, W)."""
+        first, *rest = self.branches(x)
+        for branch in rest:
+            first = first + branch
+        return first
+
+    def extra_repr(self) -> str:
+        return f'dilations={self.dilations}, implementation={self.implementation!r}'
+
+
+def _is_rate(rate: Any) -> bool:
+    return isinstance(rate, int) and not isinstance(rate, bool) and rate > 0

@@ -1,0 +1,397 @@
+"""Class-aware regularization for any decode head."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
+from mmseg.models.segmentors import CascadeEncoderDecoder, EncoderDecoder
+from mmseg.registry import MODELS
+from mmseg.utils import add_prefix
+from torch import Tensor, nn
+
+from ...analysis.fusion import kept_state
+from ..layers.class_aware_conv import ClassAwareConv
+
+#: Sides of the image, in pixels, on which the convolution before the classifier is looked for: the
+#: second is for models that refuse the first (LRASPP pools over 49 x 49 cells).
+TRACED_SIZES = (64, 512)
+
+# Nodes of the autograd graph that leave every channel and cell what it is, or nearly so.
+_PASSED = frozenset(
+    (
+        'Add', 'Alias', 'Clone', 'Contiguous', 'CudnnBatchNorm', 'Div', 'Elu', 'Expand',
+        'FeatureDropout', 'Gelu', 'Hardswish', 'Hardtanh', 'LeakyRelu', 'MiopenBatchNorm', 'Mish',
+        'NativeBatchNorm', 'NativeDropout', 'NativeGroupNorm', 'NativeLayerNorm', 'Permute',
+        'PreluKernel', 'Relu', 'Relu6', 'Silu', 'Sub', 'ToCopy', 'Transpose', 'UnsafeView',
+        'UpsampleBicubic2D', 'UpsampleBilinear2D', 'UpsampleNearest2D', 'View', 'Unsqueeze',
+        'Squeeze', 'Slice',
+    )
+)  # fmt: skip
+
+
+@MODELS.register_module()
+class CAREncoderDecoder(EncoderDecoder):
+    """An encoder-decoder whose decode head is trained with class-aware regularization (CAR).
+
+    Thesis chapter 4 (ECCV 2022, arXiv 2203.07160), figure 4.3: the convolution in front of the
+    classifier of any decode head is replaced by a
+    :class:`~mmseg_fusion.models.layers.ClassAwareConv`, and three losses on its features are added
+    in training. ``model = dict(type='CAREncoderDecoder', car=dict())`` on top of a config is all it
+    takes. At test nothing of it is left that costs anything, once :func:`merge_car` has made the
+    two 1x1 convolutions one.
+
+    ``decode_head`` may be a list as well (a cascade, e.g. OCRNet): its last head is regularized.
+
+    Args:
+        car: what to regularize and how:
+
+            - ``layer``: ``'auto'`` (default) finds the convolution whose output reaches the
+              classifier through norm, activation, dropout, resizing and sums alone; where a sum
+              has several (DANet has two), each is replaced and regularized. Or the dotted name of
+              a convolution, of a ``ConvModule`` or of a ``DepthwiseSeparableConvModule``, in the
+              model (``'decode_head.bottleneck'``) or in its head (``'bottleneck'``), or a list of
+              names.
+            - ``channels`` (512): cap on the width of the features that are regularized. The
+              authors take 256 for DeepLabV3 and CAA.
+            - ``pool`` (1): the features are averaged over ``pool`` x ``pool`` cells before the
+              losses. The authors take 2 for UPerNet and OCRNet.
+            - ``kernel_size`` (1): of the convolution behind; 3 is the rows without "A" of table
+              4.1.
+            - ``linear`` (True): False leaves out the linear layer, and with it the losses.
+            - ``loss``: config of the losses, default ``dict(type='ClassAwareRegularization')``;
+              ``num_classes`` and ``ignore_index`` are the head's where they are not given, and
+              ``channels`` of a moving average the layer's. None: the architecture without the
+              losses.
+            - ``merged`` (False): builds the form for deployment that :func:`merge_car` makes.
+        **kwargs: arguments of ``EncoderDecoder`` (``num_stages`` too where ``decode_head`` is a
+            list; default: its length).
+
+    Shape:
+        As ``EncoderDecoder``. Training losses: ``decode.loss_car_intra_c2p``,
+        ``decode.loss_car_inter_c2c``, ``decode.loss_car_inter_c2p``; with several layers each
+        key has the layer's number appended (``_0``, ``_1``), and all of them are summed.
+
+    Raises:
+        ValueError: unknown key in ``car``, no such layer, or no single layer before the
+            classifier that could be found; the candidates are listed.
+
+    Differs from the thesis: a depthwise-separable convolution in front of the classifier is
+    replaced as a whole (chosen: the thesis has no such head).
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> CAREncoderDecoder:
+        if cls is CAREncoderDecoder and isinstance(kwargs.get('decode_head'), (list, tuple)):
+            cls = _CARCascadeEncoderDecoder
+        return super().__new__(cls)
+
+    def __init__(self, *, car: dict | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        options = dict(
+            layer='auto',
+            channels=512,
+            pool=1,
+            kernel_size=1,
+            linear=True,
+            loss=dict(type='ClassAwareRegularization'),
+            merged=False,
+        )
+        car = dict(car or {})
+        unknown = sorted(set(car) - set(options))
+        if unknown:
+            raise ValueError(
+                f'car has no key {", ".join(map(repr, unknown))}; it takes {", ".join(options)}'
+            )
+        options.update(car)
+        layer, pool, loss = (options.pop(key) for key in ('layer', 'pool', 'loss'))
+        if not options['linear'] and loss is not None:
+            raise ValueError('car.linear=False leaves nothing to regularize: set car.loss=None')
+        self.car_layers = self._replace(layer, options)
+        self.car_loss = None
+        if loss is not None and not options['merged']:
+            loss = copy.deepcopy(dict(loss))
+            head = self._last_head()
+            loss.setdefault('num_classes', head.num_classes)
+            loss.setdefault('ignore_index', head.ignore_index)
+            loss.setdefault('pool', pool)
+            # Each layer has class centres of its own, which a moving average keeps in a buffer.
+            self.car_loss = nn.ModuleList()
+            for name in self.car_layers:
+                linear = self.get_submodule(name).linear
+                if loss.get('moving_average') is not None:
+                    loss['channels'] = linear.out_channels
+                self.car_loss.append(MODELS.build(loss))
+
+    # --- the layer that is replaced --------------------------------------------------------------
+
+    def _last_head(self) -> nn.Module:
+        head = self.decode_head
+        return head[-1] if isinstance(head, nn.ModuleList) else head
+
+    def _replace(self, layer: str | Sequence[str], options: dict) -> tuple[str, ...]:
+        """Puts a ClassAwareConv at each place that ``layer`` names; returns the places."""
+        if layer == 'auto':
+            names = self._find()
+        else:
+            names = [layer] if isinstance(layer, str) else list(layer)
+            names = list(dict.fromkeys(self._qualified(name) for name in names))
+        if not names:
+            raise ValueError("car.layer names nothing; set 'auto' or the name of a convolution")
+        for name in names:
+            parent, _, child = name.rpartition('.')
+            old = self.get_submodule(name)
+            setattr(self.get_submodule(parent), child, _class_aware(name, old, options))
+        return tuple(names)
+
+    def _candidates(self) -> tuple[dict[str, nn.Module], str, list[str]]:
+        """The model's modules by name, its head's name, and those of the head's convolutions."""
+        modules, head = dict(self.named_modules()), self._last_head()
+        prefix = next(n for n, m in modules.items() if m is head)
+        classifier = getattr(head, 'conv_seg', None)
+        convs = [
+            n
+            for n, m in modules.items()
+            if n.startswith(f'{prefix}.') and isinstance(m, nn.Conv2d) and m is not classifier
+        ]
+        return modules, prefix, convs
+
+    def _qualified(self, name: str) -> str:
+        """The name in the model of the convolution that a user names."""
+        modules, head, candidates = self._candidates()
+        for full in (name, f'{head}.{name}'):
+            if isinstance(modules.get(full), _REPLACEABLE):
+                return _unit(modules, full)
+        close = difflib.get_close_matches(f'{head}.{name}', candidates, n=3, cutoff=0.6)
+        found = modules.get(name, modules.get(f'{head}.{name}'))
+        raise ValueError(
+            f"car.layer must name a convolution in front of the classifier; '{name}' is "
+            f'{"no module of this model" if found is None else type(found).__name__}. '
+            f'{"Close to it: " if close else "Convolutions of the head: "}'
+            f'{", ".join(close or candidates)}'
+        )
+
+    def _find(self) -> list[str]:
+        """The convolutions whose output reaches the classifier unmixed."""
+        head = self._last_head()
+        modules, _, candidates = self._candidates()
+        classifier = getattr(head, 'conv_seg', None)
+        nodes: dict[Any, str] = {}
+        entered: list[Any] = []
+
+        def remember(name: str):
+            def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+                nodes[output.grad_fn] = name
+
+            return hook
+
+        def enter(module: nn.Module, inputs: tuple) -> None:
+            entered.append(inputs[0].grad_fn)
+
+        handles = [modules[n].register_forward_hook(remember(n)) for n in candidates]
+        if classifier is not None:
+            handles.append(classifier.register_forward_pre_hook(enter))
+        frozen = [p for p in head.parameters() if not p.requires_grad]
+        try:
+            # In eval mode nothing is random, no statistic moves, and batch norm takes a 1x1 map.
+            with kept_state(self), torch.inference_mode(False):
+                self.eval()
+                for p in frozen:
+                    p.requires_grad_(True)
+                self._run_on_zeros()
+        except Exception as error:
+            raise ValueError(
+                f"car.layer='auto' runs the model once on a square image of {TRACED_SIZES[-1]} "
+                'pixels to find the convolution before the classifier, and that failed with '
+                f'{type(error).__name__}: {error}\n{_name_one(candidates)}'
+            ) from error
+        finally:
+            for handle in handles:
+                handle.remove()
+            for p in frozen:
+                p.requires_grad_(False)
+        if not entered:
+            raise ValueError(
+                f"car.layer='auto' needs a head that calls its classifier conv_seg; "
+                f'{type(head).__name__} does not. {_name_one(candidates)}'
+            )
+        found, blocked = _walk(entered[-1], nodes)
+        if blocked or not found:
+            raise ValueError(
+                f"car.layer='auto': between the classifier of {type(head).__name__} and the "
+                'convolutions before it there is more than norm, activation, resizing and sums: '
+                f'{", ".join(sorted(blocked)) or "nothing that could be followed"}. '
+                f'{_name_one(candidates)}'
+            )
+        return list(dict.fromkeys(_unit(modules, n) for n in candidates if n in found))
+
+    def _run_on_zeros(self) -> None:
+        for size in TRACED_SIZES:
+            try:
+                self._run_heads(size)
+                return
+            except Exception:
+                if size == TRACED_SIZES[-1]:
+                    raise
+
+    def _run_heads(self, size: int) -> None:
+        """A forward pass that builds the autograd graph of the decode head and of nothing else."""
+        parameter = next(self.parameters())
+        mean = getattr(self.data_preprocessor, 'mean', None)
+        channels = 3 if mean is None else mean.numel()
+        image = torch.zeros(
+            (1, channels, size, size), device=parameter.device, dtype=parameter.dtype
+        )
+        with torch.no_grad():
+            features = self.extract_feat(image)
+        heads = self.decode_head
+        previous: tuple = ()
+        with torch.enable_grad():
+            for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
+                previous = (head.forward(_leaves(features), *previous),)
+
+    # --- training --------------------------------------------------------------------------------
+
+    def _decode_head_forward_train(self, inputs: list[Tensor], data_samples: list) -> dict:
+        if self.car_loss is None:
+            return super()._decode_head_forward_train(inputs, data_samples)
+        labels = torch.stack([sample.gt_sem_seg.data for sample in data_samples]).squeeze(1)
+        # Before the head's own loss, which says less about a label that is no class.
+        for criterion in self.car_loss:
+            getattr(criterion, 'check_labels', lambda label: None)(labels)
+        layers = [self.get_submodule(name) for name in self.car_layers]
+        for layer in layers:
+            layer.keep_features = True
+        try:
+            losses = super()._decode_head_forward_train(inputs, data_samples)
+            kept = [layer.pop_features() for layer in layers]
+        finally:
+            for layer in layers:
+                layer.keep_features = False
+                layer.pop_features()
+        for number, (features, criterion) in enumerate(zip(kept, self.car_loss)):
+            found = criterion(features, labels)
+            if len(layers) > 1:
+                found = {f'{key}_{number}': value for key, value in found.items()}
+            losses.update(add_prefix(found, 'decode'))
+        return losses
+
+
+class _CARCascadeEncoderDecoder(CAREncoderDecoder, CascadeEncoderDecoder):
+    """What ``type='CAREncoderDecoder'`` builds where ``decode_head`` is a list."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault('num_stages', len(kwargs['decode_head']))
+        super().__init__(**kwargs)
+
+
+def _leaves(features: Any) -> Any:
+    """Detached tensors that require a gradient, in the same nested lists."""
+    if isinstance(features, Tensor):
+        return features.detach().requires_grad_(features.is_floating_point())
+    if isinstance(features, (list, tuple)):
+        return [_leaves(x) for x in features]
+    return features
+
+
+_REPLACEABLE = (nn.Conv2d, ConvModule, DepthwiseSeparableConvModule)
+
+
+def _unit(modules: dict[str, nn.Module], name: str) -> str:
+    """The name of the outermost conv-norm-activation block that has the convolution ``name``."""
+    parts = name.split('.')
+    for end in range(1, len(parts) + 1):
+        candidate = '.'.join(parts[:end])
+        if isinstance(modules[candidate], _REPLACEABLE):
+            return candidate
+    return name
+
+
+def _walk(start: Any, nodes: dict[Any, str]) -> tuple[set[str], set[str]]:
+    """Names of the convolutions that a node of the graph comes from, and of what is in the way."""
+    found: set[str] = set()
+    blocked: set[str] = set() if start is not None else {"the head's own input"}
+    seen: set[Any] = set()
+    stack = [start]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node in nodes:
+            found.add(nodes[node])
+            continue
+        kind = type(node).__name__.split('Backward')[0]
+        if kind == 'AccumulateGrad':
+            # A parameter of a norm, or a feature that no convolution of the head has seen.
+            if node.variable.dim() > 1:
+                blocked.add("the head's own input")
+        elif kind in _PASSED:
+            stack += [parent for parent, _ in node.next_functions]
+        else:
+            blocked.add(kind)
+    return found, blocked
+
+
+def _name_one(candidates: Sequence[str]) -> str:
+    if not candidates:
+        return 'This head has no other convolution that CAR could take the place of.'
+    return f'Set car.layer to the convolution to replace, one of: {", ".join(candidates)}'
+
+
+def _class_aware(name: str, old: nn.Module, options: dict) -> ClassAwareConv:
+    """What takes the place of ``old``, with its channels, norm and activation."""
+    convs = [m for m in old.modules() if isinstance(m, nn.Conv2d)]
+    if any(set(conv.stride) != {1} for conv in convs):
+        raise ValueError(
+            f"car.layer: '{name}' has a stride of {tuple(convs[0].stride)}; CAR replaces "
+            'convolutions that keep the size of the feature'
+        )
+    block = old.pointwise_conv if isinstance(old, DepthwiseSeparableConvModule) else old
+    if isinstance(block, ConvModule):
+        if block.order != ('conv', 'norm', 'act'):
+            raise ValueError(
+                f"car.layer: '{name}' works in the order {block.order}; CAR replaces blocks of "
+                "('conv', 'norm', 'act')"
+            )
+        parts = dict(conv_cfg=block.conv_cfg, norm_cfg=block.norm_cfg, act_cfg=block.act_cfg)
+    else:
+        # What follows a bare convolution stays in the head.
+        parts = dict(conv_cfg=None, norm_cfg=None, act_cfg=None)
+    new = ClassAwareConv(convs[0].in_channels, convs[-1].out_channels, **options, **parts)
+    # A head in float64, on the meta device or half frozen stays so.
+    weight = convs[0].weight
+    return new.to(device=weight.device, dtype=weight.dtype)
+
+
+def merge_car(model: nn.Module) -> nn.Module:
+    """Makes every :class:`ClassAwareConv` of a model a single 1x1 convolution, in place.
+
+    In eval mode the logits stay the same up to rounding, and parameters, memory and time are those
+    of the head with a plain 1x1 convolution. The losses go as well: a merged model is for testing.
+    Its checkpoint loads into the config with ``model.car.merged=True``.
+
+    Args:
+        model: a model with :class:`CAREncoderDecoder` somewhere in it, or with ClassAwareConvs.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ValueError: nothing to merge, or a convolution that is larger than 1x1.
+    """
+    layers = [m for m in model.modules() if isinstance(m, ClassAwareConv)]
+    if not layers:
+        raise ValueError(
+            f'{type(model).__name__} has no ClassAwareConv: it was not built by '
+            "type='CAREncoderDecoder'"
+        )
+    for layer in layers:
+        layer.merge()
+    for module in model.modules():
+        if isinstance(module, CAREncoderDecoder):
+            module.car_loss = None
+    return model
