@@ -25,9 +25,31 @@ OURS_ALONE = {
     # mmseg has nothing like these: tests/datasets and tests/configs/test_models.py.
     'datasets/camvid.py',
     'datasets/fusion_shapes.py',
+    'models/r18-d8.py',
     'models/upernet_r18.py',
     'schedules/schedule_1k.py',
     'schedules/schedule_4k.py',
+    # KSAC and its baselines on Xception-65.
+    'datasets/ade20k_513x513.py',
+    'datasets/pascal_voc12_513x513.py',
+    'datasets/pascal_voc12_aug_513x513.py',
+    'models/deeplabv3plus_xception65-d16.py',
+    'models/ksac_r50-d16.py',
+    'models/ksac_xception65-d16.py',
+    # CAA: tests/configs/test_caa.py.
+    'datasets/coco-stuff10k_513x513.py',
+    'datasets/coco-stuff164k_513x513.py',
+    'datasets/pascal_context_59_513x513.py',
+    'models/caa_efficientnet-b7-d8.py',
+    'models/caa_r101-d16.py',
+    'schedules/schedule_40k_wd1e-4.py',
+    # CAR's models and recipes: tests/configs/test_car.py.
+    'models/caa_convnext-l-jpu.py',
+    'models/caa_swin-l-jpu.py',
+    'models/cpnet_r50-d8.py',
+    'models/sa_r50-d8.py',
+    'schedules/schedule_30k_adamw.py',
+    'schedules/schedule_30k_wd1e-4.py',
 }
 NAMES = sorted(str(p.relative_to(BASE)) for p in BASE.rglob('*.py'))
 

@@ -1,0 +1,73 @@
+# CAA behind Swin-L and joint pyramid upsampling, output stride 8.
+norm_cfg = dict(type='SyncBN', eps=1e-3, requires_grad=True)
+checkpoint_file = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/swin/swin_large_patch4_window12_384_22k_20220412-6580f57d.pth'
+data_preprocessor = dict(
+    type='SegDataPreProcessor',
+    mean=[123.675, 116.28, 103.53],
+    std=[58.395, 57.12, 57.375],
+    bgr_to_rgb=True,
+    pad_val=0,
+    seg_pad_val=255)
+model = dict(
+    type='EncoderDecoder',
+    data_preprocessor=data_preprocessor,
+    backbone=dict(
+        type='SwinTransformer',
+        pretrain_img_size=384,
+        patch_size=4,
+        embed_dims=192,
+        depths=[2, 2, 18, 2],
+        num_heads=[6, 12, 24, 48],
+        strides=(4, 2, 2, 2),
+        out_indices=(1, 2, 3),
+        window_size=12,
+        mlp_ratio=4,
+        qkv_bias=True,
+        qk_scale=None,
+        patch_norm=True,
+        use_abs_pos_embed=False,
+        drop_rate=0.,
+        attn_drop_rate=0.,
+        drop_path_rate=0.3,
+        act_cfg=dict(type='GELU'),
+        norm_cfg=dict(type='LN', requires_grad=True),
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint_file)),
+    # In place of dilation, which the backbone does not take: strides 8, 16 and 32 to stride 8.
+    neck=dict(
+        type='JPU',
+        in_channels=(384, 768, 1536),
+        mid_channels=512,
+        dilations=(1, 2, 4, 8),
+        align_corners=False,
+        norm_cfg=norm_cfg),
+    decode_head=dict(
+        type='CAAHead',
+        in_channels=2048,
+        in_index=2,
+        channels=256,
+        attention='channelized_axial',
+        attention_channels=512,
+        qk_channels=64,
+        gate_channels=128,
+        gate_layers=5,
+        image_level=True,
+        dropout_ratio=0.1,
+        num_classes=19,
+        norm_cfg=norm_cfg,
+        align_corners=False,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)),
+    # As in the authors' code: one 3x3 convolution on what the decode head takes.
+    auxiliary_head=dict(
+        type='FCNHead',
+        in_channels=2048,
+        in_index=2,
+        channels=512,
+        num_convs=1,
+        concat_input=False,
+        dropout_ratio=0.1,
+        num_classes=19,
+        norm_cfg=norm_cfg,
+        align_corners=False,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4)),
+    train_cfg=dict(),
+    test_cfg=dict(mode='whole'))

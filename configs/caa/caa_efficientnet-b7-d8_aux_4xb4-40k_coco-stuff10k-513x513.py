@@ -1,0 +1,12 @@
+_base_ = [
+    '../_base_/models/caa_efficientnet-b7-d8.py',  # EfficientNet-B7, output stride 8
+    '../_base_/datasets/coco-stuff10k_513x513.py',  # 171 classes, batch 4 per GPU
+    '../_base_/default_runtime.py',
+    '../_base_/schedules/schedule_40k_wd1e-4.py'  # SGD, lr 0.01 falling to 0
+]
+crop_size = (513, 513)
+data_preprocessor = dict(size=crop_size)
+model = dict(
+    data_preprocessor=data_preprocessor,
+    decode_head=dict(num_classes=171),
+    auxiliary_head=dict(num_classes=171))

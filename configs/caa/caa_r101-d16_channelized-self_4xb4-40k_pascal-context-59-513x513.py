@@ -1,0 +1,2 @@
+_base_ = './caa_r101-d16_4xb4-40k_pascal-context-59-513x513.py'
+model = dict(decode_head=dict(attention='channelized_self'))

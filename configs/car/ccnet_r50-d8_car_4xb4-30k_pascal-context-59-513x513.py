@@ -1,0 +1,3 @@
+_base_ = './ccnet_r50-d8_4xb4-30k_pascal-context-59-513x513.py'
+# Class-aware regularization in the place of the convolution behind the concatenation, conv_cat.
+model = dict(type='CAREncoderDecoder', car=dict())

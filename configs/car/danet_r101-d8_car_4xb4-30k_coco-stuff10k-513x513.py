@@ -1,0 +1,4 @@
+_base_ = './danet_r101-d8_4xb4-30k_coco-stuff10k-513x513.py'
+# Class-aware regularization in the place of the last convolution of both branches, pam_out_conv
+# and cam_out_conv.
+model = dict(type='CAREncoderDecoder', car=dict())

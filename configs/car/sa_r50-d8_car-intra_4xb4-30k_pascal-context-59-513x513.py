@@ -1,0 +1,6 @@
+_base_ = './sa_r50-d8_4xb4-30k_pascal-context-59-513x513.py'
+# Row R6 of table 4.1: intra-class centre-to-pixel loss, 1x1 convolution.
+model = dict(
+    type='CAREncoderDecoder',
+    car=dict(
+        loss=dict(type='ClassAwareRegularization', inter_c2c_weight=0.0, inter_c2p_weight=0.0)))

@@ -1,0 +1,5 @@
+_base_ = './sa_r50-d8_4xb4-30k_pascal-context-59-513x513.py'
+# Class centres are moving averages over the batches, 0.8 of the old and 0.2 of the new.
+model = dict(
+    type='CAREncoderDecoder',
+    car=dict(loss=dict(type='ClassAwareRegularization', moving_average=0.8, channels=512)))

@@ -1,0 +1,5 @@
+_base_ = './sa_r50-d8_4xb4-30k_pascal-context-59-513x513.py'
+# Class-aware regularization in the place of the last convolution, out_conv.
+model = dict(type='CAREncoderDecoder', car=dict())
+# A run of table 4.8: the same numbers on the same machine.
+randomness = dict(seed=2, deterministic=True)

@@ -1,0 +1,3 @@
+_base_ = './sa_r50-d8_4xb4-30k_pascal-context-59-513x513.py'
+# Row R2 of table 4.1: a 1x1 convolution in the place of the 3x3, nothing is regularized.
+model = dict(type='CAREncoderDecoder', car=dict(linear=False, loss=None))

@@ -1,0 +1,8 @@
+_base_ = './upernet_swin-t_4xb4-30k_pascal-context-59-513x513.py'
+# Row S4 of table 4.1: intra-class and centre-to-centre loss, the 3x3 convolution is kept.
+model = dict(
+    type='CAREncoderDecoder',
+    car=dict(
+        pool=2,
+        kernel_size=3,
+        loss=dict(type='ClassAwareRegularization', inter_c2p_weight=0.0)))

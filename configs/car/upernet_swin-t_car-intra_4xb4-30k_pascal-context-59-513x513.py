@@ -1,0 +1,7 @@
+_base_ = './upernet_swin-t_4xb4-30k_pascal-context-59-513x513.py'
+# Row S6 of table 4.1: intra-class centre-to-pixel loss, 1x1 convolution.
+model = dict(
+    type='CAREncoderDecoder',
+    car=dict(
+        pool=2,
+        loss=dict(type='ClassAwareRegularization', inter_c2c_weight=0.0, inter_c2p_weight=0.0)))

@@ -1,0 +1,11 @@
+_base_ = [
+    '../_base_/models/deeplabv3plus_xception65-d16.py',  # DeepLabV3+ with Xception-65, output stride 16
+    '../_base_/datasets/pascal_voc12_aug_513x513.py',  # VOC 2012 + SBD, 21 classes, batch 4 per GPU
+    '../_base_/default_runtime.py',
+    '../_base_/schedules/schedule_40k_wd1e-4.py'  # SGD, lr 0.01, wd 1e-4, polynomial decay to 0
+]
+crop_size = (513, 513)
+data_preprocessor = dict(size=crop_size)
+model = dict(data_preprocessor=data_preprocessor)
+# DeepLab's rate for a start from ImageNet; 4e-4 after the stage with COCO.
+optim_wrapper = dict(optimizer=dict(lr=7e-3, weight_decay=4e-5))

@@ -1,0 +1,11 @@
+_base_ = [
+    '../_base_/models/ksac_r50-d16.py',  # KSAC with ResNet-50, output stride 16
+    '../_base_/datasets/pascal_voc12_aug_513x513.py',  # VOC 2012 + SBD, 21 classes, batch 4 per GPU
+    '../_base_/default_runtime.py',
+    '../_base_/schedules/schedule_40k_wd1e-4.py'  # SGD, lr 0.01, wd 1e-4, polynomial decay to 0
+]
+crop_size = (513, 513)
+data_preprocessor = dict(size=crop_size)
+model = dict(data_preprocessor=data_preprocessor)
+# DeepLab's rate for a start from ImageNet.
+optim_wrapper = dict(optimizer=dict(lr=7e-3))

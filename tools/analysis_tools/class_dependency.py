@@ -1,0 +1,238 @@
+"""Class dependency maps of one or more models side by side (figure 4.5 of the thesis).
+
+    python tools/analysis_tools/class_dependency.py CONFIG CHECKPOINT [CONFIG CHECKPOINT ...]
+
+Averages the last features before the classifier over every class of the config's validation set
+and draws ``softmax(mu mu^T / sqrt(C))`` of these class centres: row i says how much class i leans
+on the others. ``--of weights`` takes the rows of the classifier's weight instead (class tokens)
+and needs no image. ``none`` in place of a checkpoint stands for the initial weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
+    sys.path.insert(0, str(ROOT))
+
+# First of all: it meets the third-party quirks before anything of mmseg is imported.
+from mmseg_fusion.cli import check_checkpoint, check_config  # noqa: E402  isort: skip
+
+import torch  # noqa: E402
+from mmengine.config import Config, DictAction  # noqa: E402
+from mmengine.logging import MMLogger  # noqa: E402
+from mmengine.utils import track_iter_progress  # noqa: E402
+from prettytable import PrettyTable  # noqa: E402
+
+from mmseg_fusion.analysis.class_dependency import (  # noqa: E402
+    SIMILARITY_NAMES,
+    Dependency,
+    class_tokens,
+    collect_centers,
+    dependency_matrix,
+    diagonal_means,
+    draw_dependency,
+    save_dependency,
+    strongest_pairs,
+)
+from mmseg_fusion.analysis.layer_features import (  # noqa: E402
+    ImageSet,
+    InputError,
+    batches,
+    check_alike,
+    data_info,
+    find_layer,
+    load_segmentor,
+    model_names,
+)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        'models',
+        nargs='+',
+        metavar='CONFIG CHECKPOINT',
+        help='any MMSegmentation config and its checkpoint, or none for the initial weights; '
+        'several pairs are drawn side by side',
+    )
+    parser.add_argument('--names', nargs='+', help='of the models; default: those of the configs')
+    parser.add_argument(
+        '--of',
+        choices=('centers', 'weights'),
+        default='centers',
+        help="class centres of the features, or the classifier's weight; default: centers",
+    )
+    parser.add_argument(
+        '--layer',
+        nargs='+',
+        default=['auto'],
+        metavar='NAME',
+        help='layer whose feature or weight it is, one for all models or one for each; default: '
+        'auto, the classifier of the last decode head',
+    )
+    parser.add_argument(
+        '--side',
+        choices=('input', 'output'),
+        default='input',
+        help='whether the feature is what the layer takes or gives; default: input',
+    )
+    parser.add_argument(
+        '--similarity',
+        choices=tuple(SIMILARITY_NAMES),
+        default='softmax',
+        help='default: softmax, as equation 4.4',
+    )
+    parser.add_argument('--split', choices=('val', 'test'), default='val', help='default: val')
+    parser.add_argument(
+        '--images', nargs='+', default=[], help='image files or folders, not the data set'
+    )
+    parser.add_argument('--ann-dir', help='folder of the labels of --images')
+    parser.add_argument(
+        '--classes-from',
+        choices=('labels', 'predictions'),
+        default='labels',
+        help="a pixel's class: its label or each model's own prediction; default: labels",
+    )
+    parser.add_argument('--num-samples', type=int, help='images, evenly over the set; default: all')
+    parser.add_argument('--num-workers', type=int, default=0, help='processes that read images')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--matrix', type=Path, help='also write the numbers: FILE.npz or FILE.json')
+    parser.add_argument('--title', default='', help='of the picture')
+    parser.add_argument('--out-dir', type=Path, help='default: work_dirs/CONFIG/class_dependency')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
+    args = parser.parse_args(argv)
+    if len(args.models) % 2:
+        parser.error(
+            'expected pairs of CONFIG CHECKPOINT (none for the initial weights), got '
+            f'{len(args.models)}: {" ".join(args.models)}'
+        )
+    pairs = len(args.models) // 2
+    if args.names and len(args.names) != pairs:
+        parser.error(f'--names: expected {pairs}, one per model, got {len(args.names)}')
+    if len(args.layer) not in (1, pairs):
+        parser.error(f'--layer: expected 1 or {pairs}, one per model, got {len(args.layer)}')
+    args.layer *= pairs if len(args.layer) == 1 else 1
+    for name, least in (('num_samples', 1), ('num_workers', 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            parser.error(f'--{name.replace("_", "-")} must be at least {least}, got {value}')
+    if args.ann_dir and not args.images:
+        parser.error('--ann-dir belongs to --images: give both')
+    if args.matrix and args.matrix.suffix not in ('.npz', '.json'):
+        parser.error(f'--matrix: expected a file name in .npz or .json, got {args.matrix}')
+    return args
+
+
+def measure(args: argparse.Namespace) -> tuple[list[Dependency], tuple[str, ...], str]:
+    """The map of every model, the class names, and what they were taken over."""
+    configs, checkpoints = args.models[::2], args.models[1::2]
+    for config, checkpoint in zip(configs, checkpoints):
+        check_config(config)
+        if checkpoint != 'none':
+            check_checkpoint(checkpoint)
+    cfgs = [Config.fromfile(config) for config in configs]
+    for cfg in cfgs:
+        cfg.merge_from_dict(args.cfg_options or {})
+    names = args.names or model_names(configs, checkpoints)
+    infos = [data_info(cfg, args.split) for cfg in cfgs]
+    models = [
+        load_segmentor(cfg, None if checkpoint == 'none' else checkpoint)
+        for cfg, checkpoint in zip(cfgs, checkpoints)
+    ]
+    check_alike(names, infos, models)
+    classes = infos[0].classes
+    layers = [find_layer(model, layer) for model, layer in zip(models, args.layer)]
+    for name, layer in zip(names, layers):
+        print(f'{name}: {"weight" if args.of == "weights" else args.side} of {layer}')
+    maps = []
+    if args.of == 'weights':
+        for name, model, layer in zip(names, models, layers):
+            tokens = class_tokens(model, layer)
+            if len(tokens) != len(classes):
+                raise InputError(
+                    f'{name}: the weight of {layer} has {len(tokens)} rows, but there are '
+                    f'{len(classes)} classes; name a classifier with --layer'
+                )
+            maps.append(Dependency(name, tokens, dependency_matrix(tokens, args.similarity)))
+        return maps, classes, 'class tokens'
+    sets = [ImageSet(cfg, args.split, args.images, args.ann_dir, args.num_samples) for cfg in cfgs]
+    for name, images in zip(names, sets):
+        if len(images) != len(sets[0]):
+            raise InputError(
+                f'models side by side need the same images: {names[0]} has {len(sets[0])}, {name} '
+                f'has {len(images)} in {args.split}_dataloader'
+            )
+    for name, model, images, info, layer in zip(names, models, sets, infos, layers):
+        model.to(args.device)
+        loader = batches(images, args.num_workers)
+        found = collect_centers(
+            model,
+            track_iter_progress((iter(loader), len(loader))),
+            len(classes),
+            layer,
+            args.side,
+            args.classes_from,
+            info.ignore_index,
+        )
+        print()
+        model.cpu()
+        centers = found.centers
+        matrix = dependency_matrix(centers, args.similarity)
+        maps.append(Dependency(name, centers, matrix, found.counts))
+    what = f'class centres over {len(sets[0])} images'
+    if args.classes_from == 'predictions':
+        what += ', classes as predicted'
+    return maps, classes, what
+
+
+def report(maps: list[Dependency], classes: tuple[str, ...], similarity: str) -> None:
+    """Prints the means of every map and the pairs that depend on each other most."""
+    table = PrettyTable(['model', 'classes', 'mean diagonal', 'mean off diagonal', 'cosine'])
+    table.align['model'] = 'l'
+    for entry in maps:
+        present = int((~entry.matrix.diagonal().isnan()).sum())
+        cosine = diagonal_means(dependency_matrix(entry.vectors, 'cosine'))[1]
+        means = [f'{v:.5f}' for v in (*diagonal_means(entry.matrix), cosine)]
+        table.add_row([entry.name, f'{present} of {len(classes)}', *means])
+    print(table)
+    print(f'diagonal: {similarity} similarity; cosine: its mean off the diagonal')
+    for entry in maps:
+        pairs = strongest_pairs(entry.matrix, classes)
+        listed = ', '.join(f'{a} on {b} {value:.3f}' for a, b, value in pairs)
+        print(f'{entry.name}: leans most: {listed}')
+    absent = [
+        name
+        for i, name in enumerate(classes)
+        if all(math.isnan(entry.matrix[i, i]) for entry in maps)
+    ]
+    if absent:
+        print(f'absent: {", ".join(absent)}')
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    # init_weights would log a line per parameter.
+    MMLogger.get_instance('class_dependency', log_level='WARNING')
+    try:
+        maps, classes, what = measure(args)
+    except InputError as error:
+        raise SystemExit(str(error)) from error
+    report(maps, classes, args.similarity)
+    out_dir = args.out_dir or Path('work_dirs') / Path(args.models[0]).stem / 'class_dependency'
+    out_dir.mkdir(parents=True, exist_ok=True)
+    picture = out_dir / 'class_dependency.png'
+    title = args.title or f'Class dependency, {what}'
+    draw_dependency(maps, classes, picture, title, args.similarity)
+    print(picture)
+    if args.matrix:
+        save_dependency(maps, classes, args.matrix, similarity=args.similarity, of=args.of)
+        print(args.matrix)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,157 @@
+"""Feature maps per dilation rate, ASPP beside KSAC (figure 2.4 of KSAC's thesis).
+
+    python tools/analysis_tools/rate_maps.py CONFIG CHECKPOINT [CONFIG CHECKPOINT ...] --images FILE
+
+Takes the maps of any ASPP or kernel-sharing pyramid, rate by rate, after norm and activation.
+``none`` in place of a checkpoint stands for the initial weights. Writes one picture per image and
+``rate_maps.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
+    sys.path.insert(0, str(ROOT))
+
+# First of all: it meets the third-party quirks before anything of mmseg is imported.
+from mmseg_fusion.cli import check_checkpoint, check_config  # noqa: E402  isort: skip
+
+import torch  # noqa: E402
+from mmengine.config import Config, DictAction  # noqa: E402
+from mmengine.logging import MMLogger  # noqa: E402
+from prettytable import PrettyTable  # noqa: E402
+
+from mmseg_fusion.analysis.layer_features import (  # noqa: E402
+    ImageSet,
+    InputError,
+    batches,
+    load_segmentor,
+)
+from mmseg_fusion.analysis.rate_maps import (  # noqa: E402
+    draw_rate_maps,
+    find_pyramid,
+    rate_maps,
+    rate_rows,
+)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        'models',
+        nargs='+',
+        metavar='CONFIG CHECKPOINT',
+        help='any MMSegmentation config with an ASPP or KSAC head and its checkpoint, or none for '
+        'the initial weights; several pairs are drawn together',
+    )
+    parser.add_argument('--names', nargs='+', help='of the models; default: those of the configs')
+    parser.add_argument(
+        '--layer',
+        nargs='+',
+        default=['auto'],
+        metavar='NAME',
+        help='the pyramid, if a model has several: one name for all models or one for each',
+    )
+    parser.add_argument('--count', type=int, default=25, help='maps per rate; default: 25')
+    parser.add_argument(
+        '--channels',
+        type=int,
+        nargs='+',
+        metavar='C',
+        help='which channels, the same at every rate; default: those that vary most',
+    )
+    parser.add_argument('--split', choices=('val', 'test'), default='val', help='default: val')
+    parser.add_argument(
+        '--images', nargs='+', default=[], help='image files or folders, not the data set'
+    )
+    parser.add_argument('--indices', nargs='+', type=int, help='which images, by their number')
+    parser.add_argument(
+        '--num-samples', type=int, help='images, evenly over the set; default: 1, or all --images'
+    )
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--out-dir', type=Path, help='default: work_dirs/CONFIG/rate_maps')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
+    args = parser.parse_args(argv)
+    if len(args.models) % 2:
+        parser.error(
+            'expected pairs of CONFIG CHECKPOINT (none for the initial weights), got '
+            f'{len(args.models)}: {" ".join(args.models)}'
+        )
+    pairs = len(args.models) // 2
+    if args.names and len(args.names) != pairs:
+        parser.error(f'--names: expected {pairs}, one per model, got {len(args.names)}')
+    if len(args.layer) not in (1, pairs):
+        parser.error(f'--layer: expected 1 or {pairs}, one per model, got {len(args.layer)}')
+    args.layer *= pairs if len(args.layer) == 1 else 1
+    for name in ('count', 'num_samples'):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f'--{name.replace("_", "-")} must be at least 1, got {value}')
+    if args.num_samples and args.indices:
+        parser.error('--indices says which images, --num-samples how many: give either')
+    if args.num_samples is None and not args.images:
+        args.num_samples = 1
+    return args
+
+
+def run(args: argparse.Namespace, out_dir: Path) -> list[dict]:
+    """Draws every image; one entry per image, model and rate."""
+    configs, checkpoints = args.models[::2], args.models[1::2]
+    for config, checkpoint in zip(configs, checkpoints):
+        check_config(config)
+        if checkpoint != 'none':
+            check_checkpoint(checkpoint)
+    cfgs = [Config.fromfile(config) for config in configs]
+    for cfg in cfgs:
+        cfg.merge_from_dict(args.cfg_options or {})
+    names = args.names or [Path(config).stem for config in configs]
+    models = [
+        load_segmentor(cfg, None if checkpoint == 'none' else checkpoint, args.device)
+        for cfg, checkpoint in zip(cfgs, checkpoints)
+    ]
+    layers = [find_pyramid(model, layer) for model, layer in zip(models, args.layer)]
+    sets = [
+        ImageSet(cfg, args.split, args.images, None, args.num_samples, args.indices) for cfg in cfgs
+    ]
+    out_dir.mkdir(parents=True, exist_ok=True)
+    entries: list[dict] = []
+    for number, together in zip(sets[0].indices, zip(*map(batches, sets))):
+        found = [
+            rate_maps(model, batch, layer) for model, batch, layer in zip(models, together, layers)
+        ]
+        image = together[0]['data_samples'][0].metainfo.get('img_path') or f'image {number}'
+        # The number keeps images of one name in two folders apart.
+        picture = out_dir / f'{number:04d}_{Path(image).stem.replace(" ", "_")}.png'
+        draw_rate_maps(found, names, picture, Path(image).name, args.count, args.channels)
+        print(picture)
+        for name, view in zip(names, found):
+            entries += [dict(image=str(image), **row) for row in rate_rows(name, view)]
+    return entries
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    # init_weights would log a line per parameter.
+    MMLogger.get_instance('rate_maps', log_level='WARNING')
+    out_dir = args.out_dir or Path('work_dirs') / Path(args.models[0]).stem / 'rate_maps'
+    try:
+        entries = run(args, out_dir)
+    except InputError as error:
+        raise SystemExit(str(error)) from error
+    table = PrettyTable(list(entries[0]))
+    for row in entries:
+        table.add_row([f'{v:.4g}' if isinstance(v, float) else v for v in row.values()])
+    print(table)
+    print('spread: standard deviation over the image; dead: share of channels that are 0 all over')
+    numbers = out_dir / 'rate_maps.json'
+    numbers.write_text(json.dumps(entries, indent=1) + '\n', encoding='utf-8')
+    print(numbers)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,115 @@
+"""Makes the checkpoint of a model trained with CAR one for deployment: one 1x1 convolution.
+
+    python tools/model_converters/merge_car.py CONFIG CHECKPOINT OUT
+
+OUT loads into the same config with ``--cfg-options model.car.merged=True``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
+    sys.path.insert(0, str(ROOT))
+
+# First of all: it meets the third-party quirks before anything of mmseg is imported.
+from mmseg_fusion.cli import check_checkpoint, check_config  # noqa: E402  isort: skip
+
+import torch  # noqa: E402
+from mmengine.config import Config, DictAction  # noqa: E402
+from mmengine.model.utils import revert_sync_batchnorm  # noqa: E402
+from mmengine.registry import init_default_scope  # noqa: E402
+from mmengine.runner import CheckpointLoader, save_checkpoint  # noqa: E402
+from mmengine.runner.checkpoint import weights_to_cpu  # noqa: E402
+from mmseg.registry import MODELS  # noqa: E402
+from torch import nn  # noqa: E402
+
+from mmseg_fusion.models.segmentors import merge_car  # noqa: E402
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('config', help="a config with model.type='CAREncoderDecoder'")
+    parser.add_argument('checkpoint', help='what training wrote')
+    parser.add_argument('out', type=Path, help='where to write the merged checkpoint')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
+    args = parser.parse_args()
+    if args.out.exists() and args.out.samefile(args.checkpoint):
+        parser.error(f'OUT is the checkpoint itself, {args.out}; merging cannot be undone')
+    if not args.out.resolve().parent.is_dir():
+        parser.error(f'there is no folder {args.out.parent} to write to')
+    return args
+
+
+def built(cfg: Config, merged: bool) -> nn.Module:
+    model = copy.deepcopy(cfg.model)
+    model.setdefault('car', {})['merged'] = merged
+    # The weights come from the checkpoint.
+    model.pop('pretrained', None)
+    for part in ('backbone', 'neck'):
+        if part in model:
+            model[part].pop('init_cfg', None)
+            model[part].pop('pretrained', None)
+    return revert_sync_batchnorm(MODELS.build(model)).eval()
+
+
+def loaded(model: nn.Module, state: dict, what: str) -> nn.Module:
+    try:
+        wrong = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise SystemExit(f'{what} does not fit the config: {error}') from error
+    if wrong.missing_keys or wrong.unexpected_keys:
+        raise SystemExit(
+            f'{what} does not fit the config: missing {wrong.missing_keys[:5] or "none"}, '
+            f'unexpected {wrong.unexpected_keys[:5] or "none"} (of {len(wrong.missing_keys)} and '
+            f'{len(wrong.unexpected_keys)}). Give the config that it was trained with; a merged '
+            'checkpoint cannot be merged again.'
+        )
+    return model
+
+
+def main() -> None:
+    args = parse_args()
+    check_config(args.config)
+    check_checkpoint(args.checkpoint)
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    if cfg.model.type != 'CAREncoderDecoder':
+        raise SystemExit(
+            f"{args.config} has model.type='{cfg.model.type}', which has nothing to merge; "
+            "expected 'CAREncoderDecoder'"
+        )
+    checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, map_location='cpu')
+    state = checkpoint.get('state_dict', checkpoint)
+    # Class centres that training keeps have no place in a merged model.
+    trained = loaded(built(cfg, merged=False), state, args.checkpoint)
+    before = sum(p.numel() for p in trained.parameters())
+    image = torch.rand(1, 3, 97, 129)
+    try:
+        with torch.no_grad():
+            expected = trained(image)
+            merge_car(trained)
+            merged = loaded(built(cfg, merged=True), trained.state_dict(), 'the merged model')
+            found = merged(image)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    difference = float((found - expected).abs().max() / expected.abs().max())
+    meta = dict(checkpoint.get('meta', {}), car_merged=True)
+    save_checkpoint(dict(meta=meta, state_dict=weights_to_cpu(merged.state_dict())), str(args.out))
+    after = sum(p.numel() for p in merged.parameters())
+    print(
+        f'{len(trained.car_layers)} layer(s) merged: {", ".join(trained.car_layers)}\n'
+        f'parameters {before:,} -> {after:,}; largest difference of the logits, relative to the '
+        f'largest logit: {difference:.1e}\n'
+        f'{args.out} written; it loads with --cfg-options model.car.merged=True'
+    )
+
+
+if __name__ == '__main__':
+    main()
