@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import re
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from mmseg.registry import MODELS
 
+from ..testers.toys import segmentor_config, toy_samples
 from .files import BASE, CONFIGS, models_of, plain, read
 
 FOLDER = CONFIGS / 'car'
@@ -326,3 +331,35 @@ def test_readme_has_the_costs_of_table_4_4() -> None:
     ]
     # The unit of the thesis.
     assert (flops[0] - flops[1]) / 2**30 == pytest.approx(167.21 - 158.96, abs=0.005)
+
+
+def forms() -> dict[str, dict]:
+    """One config for every form that `model.car` has in the folder."""
+    found: dict[str, dict] = {}
+    for path in sorted(FOLDER.glob('*.py')):
+        car = load(path.stem)['model'].get('car')
+        if car is not None:
+            found.setdefault(json.dumps(car, sort_keys=True), (path.stem, car))
+    return dict(found.values())
+
+
+@pytest.mark.parametrize('stem', forms())
+def test_every_form_trains_a_step(stem: str) -> None:
+    """On a backbone of toy size: the models themselves train in test_models.py."""
+    car = forms()[stem]
+    head = dict(
+        type='FCNHead', in_channels=64, in_index=3, channels=16, num_convs=1, concat_input=False,
+        num_classes=5, norm_cfg=dict(type='BN'),
+    )  # fmt: skip
+    cfg = dict(segmentor_config(head).model, type='CAREncoderDecoder', car=copy.deepcopy(car))
+    model = MODELS.build(cfg)
+    losses = model.loss(torch.randn(2, 3, 64, 64), toy_samples(5, (64, 64)))
+    total, log = model.parse_losses(losses)
+    total.backward()
+    given = (car.get('loss') or {}) if car.get('loss', True) is not None else None
+    expected = set()
+    if given is not None:
+        names = ('intra_c2p', 'inter_c2c', 'inter_c2p')
+        expected = {f'decode.loss_car_{n}' for n in names if given.get(f'{n}_weight', 1.0)}
+    assert {key for key in log if 'car' in key} == expected
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
