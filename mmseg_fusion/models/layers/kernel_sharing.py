@@ -182,11 +182,13 @@ def choose_implementation(
     """What ``implementation='auto'`` takes: the whole rule.
 
     From measurements on a CPU with AVX-512 (``tools/analysis_tools/benchmark_ksac.py --rule``
-    repeats them and says where the rule is wrong): what is saved grows with the rates, what the
-    shifted sums cost is made up for by the products only where those read many channels.
+    repeats them and says where the rule is wrong). What is saved is the product of all rates but
+    one, in proportion to the input channels; what it is paid with, the nine maps and their sums,
+    does not depend on these. Of several thresholds the one that is hardly ever slower than
+    ``dilated``, also in inference, where that one saves most.
 
-    - CPU: ``shared_taps`` with three rates or more at 128 input channels or more, and with two
-      rates at 320 or more.
+    - CPU: ``shared_taps`` if ``in_channels * (num_rates - 1)`` is 512 or more: from 512 input
+      channels with two rates, 256 with three, 128 with five.
     - ``meta``, where multiply-adds are counted: as on a CPU.
     - CUDA and all else: ``dilated``. Not measured there, so the rule takes what cannot be slower
       than ``dilated``; ``shared_taps`` can be asked for.
@@ -198,8 +200,7 @@ def choose_implementation(
     """
     if torch.device(device).type not in ('cpu', 'meta'):
         return 'dilated'
-    least = 128 if num_rates >= 3 else 320
-    return 'shared_taps' if num_rates >= 2 and in_channels >= least else 'dilated'
+    return 'shared_taps' if in_channels * (num_rates - 1) >= 512 else 'dilated'
 
 
 class KernelSharingAtrousConv(BaseModule):

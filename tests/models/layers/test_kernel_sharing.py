@@ -286,7 +286,7 @@ def test_one_kernel_however_many_rates(rates):
 
 @pytest.mark.parametrize('number', [1, 3, 5])
 def test_multiply_adds_of_shared_taps_do_not_depend_on_the_rates(number):
-    cin, cout, height, width = 160, 8, 9, 7
+    cin, cout, height, width = 256, 8, 9, 7
     rates = (1, 6, 12, 18, 24)[:number]
     x = torch.zeros(2, cin, height, width)
     once = 2 * 9 * cin * cout * height * width
@@ -344,6 +344,8 @@ def test_auto_follows_the_rule(monkeypatch):
         assert called.pop().startswith(rule[:6])
     assert choose_implementation('cpu', 2048, 3) == 'shared_taps'
     assert choose_implementation('cpu', 2048, 1) == 'dilated'
+    assert choose_implementation('cpu', 320, 2) == 'dilated'
+    assert choose_implementation('meta', 320, 3) == 'shared_taps'
     assert choose_implementation('cuda:0', 2048, 3) == 'dilated'
 
 
