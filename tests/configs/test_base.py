@@ -50,6 +50,17 @@ OURS_ALONE = {
     'models/sa_r50-d8.py',
     'schedules/schedule_30k_adamw.py',
     'schedules/schedule_30k_wd1e-4.py',
+    # ESeg and the DeepLabV3+ beside it: tests/configs/test_eseg.py.
+    'datasets/cityscapes_1024x2048.py',
+    'models/deeplabv3plus_efficientnet-b1-d16.py',
+    'models/eseg-l.py',
+    'models/eseg-lite-l.py',
+    'models/eseg-lite-m.py',
+    'models/eseg-lite-s.py',
+    'models/eseg-m.py',
+    'models/eseg-s.py',
+    'schedules/schedule_80k_cosine-ema.py',
+    'schedules/schedule_90k_cosine-ema.py',
 }
 NAMES = sorted(str(p.relative_to(BASE)) for p in BASE.rglob('*.py'))
 

@@ -41,6 +41,7 @@ LOOKUP = {
     'transforms': 'TRANSFORMS',
     'tta_pipeline': 'TRANSFORMS',
     'sampler': 'DATA_SAMPLERS',
+    'pixel_sampler': 'TASK_UTILS',
     'batch_sampler': 'DATA_SAMPLERS',
     'collate_fn': 'FUNCTIONS',
     'val_evaluator': 'METRICS',
@@ -79,7 +80,9 @@ def names(cfg: Any, top: str | None = None, above: str | None = None) -> Iterato
             # A model's own train_cfg is no loop, a hook named param_scheduler no scheduler.
             inner = key in LOOKUP and not (top == 'model' and key.endswith('_cfg'))
             inner = (inner and not top.endswith('_hooks')) or key == 'init_cfg'
-            yield from names(value, top, key if inner else above)
+            # A head's sampler chooses pixels, a loader's chooses images.
+            kind = 'pixel_sampler' if (top, key) == ('model', 'sampler') else key
+            yield from names(value, top, kind if inner else above)
 
 
 @pytest.mark.stack

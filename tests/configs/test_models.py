@@ -56,7 +56,7 @@ def heads(model: Any) -> list[Any]:
 
 
 #: What changes no layer and no parameter group.
-KNOBS = ('num_classes', 'size', 'lr', 'weight_decay', 'test_cfg')
+KNOBS = ('num_classes', 'size', 'lr', 'weight_decay', 'test_cfg', 'min_kept')
 
 
 def architecture(model: Any) -> dict[str, Any]:

@@ -187,6 +187,9 @@ def test_wrong_input(tool: ModuleType, parallel: Path, tmp_path: Path) -> None:
     upernet = ROOT / 'configs/fusion_shapes/upernet_r18_1xb4-1k_fusion-shapes-128x128.py'
     with pytest.raises(SystemExit, match='UPerHead has no logits of its attentions alone'):
         tool.main([str(upernet), checkpoint])
+    danet = ROOT / 'configs/fusion_shapes/danet_r18-d8_1xb4-1k_fusion-shapes-128x128.py'
+    with pytest.raises(SystemExit, match='does not fit the model of the config'):
+        tool.main([str(danet), checkpoint])
 
 
 @pytest.mark.parametrize(

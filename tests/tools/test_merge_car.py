@@ -15,6 +15,7 @@ from mmseg.registry import MODELS
 from .running import ROOT, TOOLS, load, run
 
 TOOL = TOOLS / 'model_converters' / 'merge_car.py'
+DANET = 'danet_r18-d8_1xb4-1k_fusion-shapes-128x128.py'
 PAIR = 'upernet_r18_{}1xb4-1k_fusion-shapes-128x128.py'
 
 
@@ -67,6 +68,22 @@ def test_merges(trained, tmp_path: Path) -> None:
     assert again.returncode == 1
     assert 'does not fit the config' in again.stderr
     assert not (tmp_path / 'again.pth').exists()
+
+
+def test_head_that_gives_more_than_its_prediction(tmp_path: Path) -> None:
+    init_default_scope('mmseg')
+    path = tmp_path / 'danet.py'
+    path.write_text(
+        f'_base_ = {str(ROOT / "configs" / "fusion_shapes" / DANET)!r}\n'
+        "model = dict(type='CAREncoderDecoder', car=dict(channels=16))\n"
+    )
+    state = MODELS.build(Config.fromfile(path).model).state_dict()
+    save_checkpoint(dict(state_dict=state), str(tmp_path / 'danet.pth'))
+    done = run(TOOL, path, tmp_path / 'danet.pth', tmp_path / 'merged.pth', cwd=tmp_path)
+    assert '2 layer(s) merged: decode_head.pam_out_conv, decode_head.cam_out_conv' in done.stdout
+    assert (
+        'decode_head.pam_out_conv.linear.weight' not in load(tmp_path / 'merged.pth')['state_dict']
+    )
 
 
 def failed(*arguments, cwd: Path) -> str:

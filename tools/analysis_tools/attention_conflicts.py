@@ -33,7 +33,7 @@ import torch  # noqa: E402
 from mmengine.config import Config, DictAction  # noqa: E402
 from mmengine.dataset import Compose, pseudo_collate  # noqa: E402
 from mmengine.registry import init_default_scope  # noqa: E402
-from mmengine.runner import load_checkpoint  # noqa: E402
+from mmengine.runner import CheckpointLoader  # noqa: E402
 from mmengine.utils import ProgressBar  # noqa: E402
 from mmseg.registry import DATASETS, MODELS  # noqa: E402
 from prettytable import PrettyTable  # noqa: E402
@@ -47,6 +47,7 @@ from mmseg_fusion.analysis.attention_conflicts import (  # noqa: E402
     draw_conflicts,
     predict_branches,
 )
+from mmseg_fusion.analysis.layer_features import InputError, load_segmentor  # noqa: E402
 
 SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
 
@@ -179,15 +180,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg.merge_from_dict(args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     files = given_files(args.images, args.labels) if args.images else None
-    # The weights come from the checkpoint.
-    cfg.model.pretrained = None
-    model = MODELS.build(cfg.model)
+    # The head first: a checkpoint that fits it is no help where the head has no branches.
+    head = cfg.model.decode_head
     try:
-        branches = branches_of(model.decode_head)
+        branches = branches_of(MODELS.build(head[-1] if isinstance(head, list) else head))
     except ValueError as error:
         raise SystemExit(f'{args.config}: {error}') from error
-    meta = load_checkpoint(model, args.checkpoint, map_location='cpu').get('meta', {})
-    model.to(args.device).eval()
+    try:
+        model = load_segmentor(cfg, args.checkpoint, args.device)
+    except InputError as error:
+        raise SystemExit(str(error)) from error
+    meta = CheckpointLoader.load_checkpoint(args.checkpoint, map_location='cpu').get('meta', {})
     ignore_index = model.decode_head.ignore_index
 
     if files is None:

@@ -123,7 +123,7 @@ class CPHead(BaseDecodeHead):
     ) -> None:
         super().__init__(**kwargs)
         size = tuple(_pair(prior_size))
-        if len(size) != 2 or min(size) < 1:
+        if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
             raise ValueError(
                 f'prior_size must be one or two positive numbers of cells, got {prior_size!r}'
             )

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from mmcv.cnn import ConvModule
+from mmcv.cnn.bricks import Conv2d, Conv2dAdaptivePadding
 from torch import Tensor, nn
+
+#: Convolutions that are what their weight says.
+_PLAIN = (nn.Conv2d, Conv2d, Conv2dAdaptivePadding)
 
 
 class ClassAwareConv(nn.Module):
@@ -23,6 +29,7 @@ class ClassAwareConv(nn.Module):
             module is the plain 1x1 convolution of the row "A" of table 4.1.
         kernel_size: of the convolution behind the linear layer. 1 is the method's; 3 is the rows
             without "A" in table 4.1, and cannot be merged.
+        dilation: of that convolution where its kernel is larger than 1.
         merged: whether it is built in the merged form, a single convolution.
         conv_cfg, norm_cfg, act_cfg: of the convolution behind the linear layer, as in ConvModule.
 
@@ -35,7 +42,8 @@ class ClassAwareConv(nn.Module):
             forward pass while :attr:`keep_features` is true; :meth:`pop_features` hands it over.
 
     Raises:
-        ValueError: ``merged`` with a kernel larger than 1.
+        ValueError: a number out of range, or ``merged`` with a kernel larger than 1.
+        RuntimeError: on loading a checkpoint of the other form, merged or not.
     """
 
     def __init__(
@@ -45,12 +53,17 @@ class ClassAwareConv(nn.Module):
         channels: int = 512,
         linear: bool = True,
         kernel_size: int = 1,
+        dilation: int = 1,
         merged: bool = False,
         conv_cfg: dict | None = None,
         norm_cfg: dict | None = None,
         act_cfg: dict | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(channels, int) or channels < 1:
+            raise ValueError(f'car.channels must be a positive integer, got {channels!r}')
+        if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f'car.kernel_size must be odd and positive, got {kernel_size!r}')
         if merged and kernel_size != 1:
             raise ValueError(_not_mergeable(kernel_size))
         self.in_channels = in_channels
@@ -62,7 +75,8 @@ class ClassAwareConv(nn.Module):
             width if self.linear is not None else in_channels,
             out_channels,
             kernel_size,
-            padding=kernel_size // 2,
+            padding=dilation * (kernel_size // 2),
+            dilation=dilation,
             conv_cfg=conv_cfg,
             norm_cfg=norm_cfg,
             act_cfg=act_cfg,
@@ -99,13 +113,25 @@ class ClassAwareConv(nn.Module):
         convolution's bias where there is another norm or none.
 
         Raises:
-            ValueError: the convolution is larger than 1x1; the bias would differ at the border.
+            ValueError: the convolution is larger than 1x1, so that the bias would differ at the
+                border; it is one that changes its weight when it runs (weight standardization);
+                or the linear layer has hooks, which would be lost.
         """
         if self.linear is None:
             return self
         if self.kernel_size != 1:
             raise ValueError(_not_mergeable(self.kernel_size))
         conv = self.project.conv
+        if type(conv) not in _PLAIN:
+            raise ValueError(
+                f'CAR merges plain convolutions; {type(conv).__name__} (conv_cfg of the head) '
+                'changes its weight when it runs: deploy this model as it is.'
+            )
+        if self.linear._forward_pre_hooks or self.linear._forward_hooks:
+            raise ValueError(
+                "CAR's linear layer has hooks that merging would lose, such as those of "
+                "ScaleEqualizerHook(mode='module') during training: merge the saved checkpoint."
+            )
         second = conv.weight.double().flatten(1)
         weight = second @ self.linear.weight.double().flatten(1)
         shift = second @ self.linear.bias.double()
@@ -118,6 +144,22 @@ class ClassAwareConv(nn.Module):
         conv.in_channels = self.in_channels
         self.linear = None
         return self
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        # Both forms have project's keys: a checkpoint of the other one would load half.
+        given = f'{prefix}linear.weight' in state_dict
+        if f'{prefix}project.conv.weight' in state_dict and given is self.merged:
+            hint = (
+                'set model.car.merged=False for it (and linear=True), or merge it with '
+                'tools/model_converters/merge_car.py'
+                if given
+                else 'set model.car.merged=True for a merged checkpoint'
+            )
+            raise RuntimeError(
+                f"{prefix[:-1]}: the checkpoint {'has' if given else 'lacks'} CAR's linear layer, "
+                f'the model {"lacks" if given else "has"} it: {hint}'
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _batch_norm(self) -> nn.Module | None:
         """The batch norm whose running mean can take over a bias."""

@@ -346,7 +346,6 @@ class ClassAwareRegularization(nn.Module):
             # Where nothing is present every entry is 0 below; the softmax must be defined.
             kept = present | ~present.any(dim, keepdim=True)
             energy = energy.masked_fill(~kept, -math.inf)
-            own = own | ~present
             others = present.sum(dim, keepdim=True).to(energy.dtype) - 1
             threshold = (margin / others.clamp_min(1)).masked_fill(others < 1, math.inf)
         relation = energy.softmax(dim).masked_fill(own, 0)

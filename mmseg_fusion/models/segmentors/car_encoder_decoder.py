@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from ...analysis.fusion import kept_state
 from ..layers.class_aware_conv import ClassAwareConv
 
-#: Sides of the image, in pixels, on which the convolution before the classifier is looked for: the
-#: second is for models that refuse the first (LRASPP pools over 49 x 49 cells).
-TRACED_SIZES = (64, 512)
+#: Side of the image, in pixels, on which the convolution before the classifier is looked for. Where
+#: a model refuses it, the size of its own data preprocessor is next, and then the second: LRASPP
+#: pools over 49 x 49 cells, BEiT takes the one size that it was built for.
+TRACED_SIZE, LARGE_SIZE = 64, 512
 
 # Nodes of the autograd graph that leave every channel and cell what it is, or nearly so.
 _PASSED = frozenset(
@@ -29,7 +30,7 @@ _PASSED = frozenset(
         'NativeBatchNorm', 'NativeDropout', 'NativeGroupNorm', 'NativeLayerNorm', 'Permute',
         'PreluKernel', 'Relu', 'Relu6', 'Silu', 'Sub', 'ToCopy', 'Transpose', 'UnsafeView',
         'UpsampleBicubic2D', 'UpsampleBilinear2D', 'UpsampleNearest2D', 'View', 'Unsqueeze',
-        'Squeeze', 'Slice',
+        'Squeeze', 'Slice', 'AsStrided', 'CopySlices', 'Repeat',
     )
 )  # fmt: skip
 
@@ -39,11 +40,12 @@ class CAREncoderDecoder(EncoderDecoder):
     """An encoder-decoder whose decode head is trained with class-aware regularization (CAR).
 
     Thesis chapter 4 (ECCV 2022, arXiv 2203.07160), figure 4.3: the convolution in front of the
-    classifier of any decode head is replaced by a
+    classifier of a decode head is replaced by a
     :class:`~mmseg_fusion.models.layers.ClassAwareConv`, and three losses on its features are added
     in training. ``model = dict(type='CAREncoderDecoder', car=dict())`` on top of a config is all it
-    takes. At test nothing of it is left that costs anything, once :func:`merge_car` has made the
-    two 1x1 convolutions one.
+    takes, whatever the head, as long as it has a convolution in front of its classifier. At test
+    nothing of it is left that costs anything, once :func:`merge_car` has made the two 1x1
+    convolutions one.
 
     ``decode_head`` may be a list as well (a cascade, e.g. OCRNet): its last head is regularized.
 
@@ -87,6 +89,13 @@ class CAREncoderDecoder(EncoderDecoder):
     def __new__(cls, *args: Any, **kwargs: Any) -> CAREncoderDecoder:
         if cls is CAREncoderDecoder and isinstance(kwargs.get('decode_head'), (list, tuple)):
             cls = _CARCascadeEncoderDecoder
+        elif isinstance(kwargs.get('decode_head'), (list, tuple)) and not issubclass(
+            cls, CascadeEncoderDecoder
+        ):
+            raise ValueError(
+                f'{cls.__name__} got a list of decode heads: derive it from CascadeEncoderDecoder '
+                'as well, class Mine(CAREncoderDecoder, CascadeEncoderDecoder)'
+            )
         return super().__new__(cls)
 
     def __init__(self, *, car: dict | None = None, **kwargs: Any) -> None:
@@ -100,6 +109,8 @@ class CAREncoderDecoder(EncoderDecoder):
             loss=dict(type='ClassAwareRegularization'),
             merged=False,
         )
+        if car is not None and not isinstance(car, dict):
+            raise ValueError(f'car must be a dict such as dict(channels=512), got {car!r}')
         car = dict(car or {})
         unknown = sorted(set(car) - set(options))
         if unknown:
@@ -114,6 +125,7 @@ class CAREncoderDecoder(EncoderDecoder):
         self.car_loss = None
         if loss is not None and not options['merged']:
             loss = copy.deepcopy(dict(loss))
+            loss.setdefault('type', 'ClassAwareRegularization')
             head = self._last_head()
             loss.setdefault('num_classes', head.num_classes)
             loss.setdefault('ignore_index', head.ignore_index)
@@ -163,13 +175,18 @@ class CAREncoderDecoder(EncoderDecoder):
         """The name in the model of the convolution that a user names."""
         modules, head, candidates = self._candidates()
         for full in (name, f'{head}.{name}'):
-            if isinstance(modules.get(full), _REPLACEABLE):
-                return _unit(modules, full)
+            # Every convolution of the decode heads but the classifier; no other is in the pass of
+            # the decode head, from which the features are taken.
+            found = modules.get(full)
+            if full.startswith('decode_head.') and isinstance(found, _REPLACEABLE):
+                full = _unit(modules, full)
+                if found is not getattr(self._last_head(), 'conv_seg', None):
+                    return full
         close = difflib.get_close_matches(f'{head}.{name}', candidates, n=3, cutoff=0.6)
         found = modules.get(name, modules.get(f'{head}.{name}'))
         raise ValueError(
-            f"car.layer must name a convolution in front of the classifier; '{name}' is "
-            f'{"no module of this model" if found is None else type(found).__name__}. '
+            f"car.layer must name a convolution of the decode head, not its classifier; '{name}' "
+            f'is {"no module of this model" if found is None else type(found).__name__}. '
             f'{"Close to it: " if close else "Convolutions of the head: "}'
             f'{", ".join(close or candidates)}'
         )
@@ -204,8 +221,9 @@ class CAREncoderDecoder(EncoderDecoder):
                 self._run_on_zeros()
         except Exception as error:
             raise ValueError(
-                f"car.layer='auto' runs the model once on a square image of {TRACED_SIZES[-1]} "
-                'pixels to find the convolution before the classifier, and that failed with '
+                f"car.layer='auto' runs the model once, on an image of {TRACED_SIZE} or "
+                f'{LARGE_SIZE} pixels a side or as data_preprocessor.size says, to find the '
+                'convolution before the classifier, and that failed with '
                 f'{type(error).__name__}: {error}\n{_name_one(candidates)}'
             ) from error
         finally:
@@ -229,22 +247,25 @@ class CAREncoderDecoder(EncoderDecoder):
         return list(dict.fromkeys(_unit(modules, n) for n in candidates if n in found))
 
     def _run_on_zeros(self) -> None:
-        for size in TRACED_SIZES:
+        own = getattr(self.data_preprocessor, 'size', None)
+        sizes = [(TRACED_SIZE, TRACED_SIZE), (LARGE_SIZE, LARGE_SIZE)]
+        if own is not None and len(own) == 2:
+            sizes.insert(1, tuple(own))
+        for size in sizes:
             try:
                 self._run_heads(size)
                 return
             except Exception:
-                if size == TRACED_SIZES[-1]:
+                if size == sizes[-1]:
                     raise
 
-    def _run_heads(self, size: int) -> None:
+    def _run_heads(self, size: tuple[int, int]) -> None:
         """A forward pass that builds the autograd graph of the decode head and of nothing else."""
         parameter = next(self.parameters())
         mean = getattr(self.data_preprocessor, 'mean', None)
-        channels = 3 if mean is None else mean.numel()
-        image = torch.zeros(
-            (1, channels, size, size), device=parameter.device, dtype=parameter.dtype
-        )
+        convs = (m.in_channels for m in self.backbone.modules() if isinstance(m, nn.Conv2d))
+        channels = next(convs, 3) if mean is None else mean.numel()
+        image = torch.zeros((1, channels, *size), device=parameter.device, dtype=parameter.dtype)
         with torch.no_grad():
             features = self.extract_feat(image)
         heads = self.decode_head
@@ -297,17 +318,22 @@ def _leaves(features: Any) -> Any:
     return features
 
 
+_ORDER = ('conv', 'norm', 'act')
 _REPLACEABLE = (nn.Conv2d, ConvModule, DepthwiseSeparableConvModule)
 
 
 def _unit(modules: dict[str, nn.Module], name: str) -> str:
-    """The name of the outermost conv-norm-activation block that has the convolution ``name``."""
+    """The name of the outermost conv-norm-activation block that has the convolution ``name``.
+
+    A block in another order keeps its norm and activation, and the convolution alone is replaced.
+    """
     parts = name.split('.')
     for end in range(1, len(parts) + 1):
         candidate = '.'.join(parts[:end])
-        if isinstance(modules[candidate], _REPLACEABLE):
+        block = modules[candidate]
+        if isinstance(block, _REPLACEABLE) and getattr(block, 'order', _ORDER) == _ORDER:
             return candidate
-    return name
+    return f'{name}.conv' if isinstance(modules[name], ConvModule) else name
 
 
 def _walk(start: Any, nodes: dict[Any, str]) -> tuple[set[str], set[str]]:
@@ -352,16 +378,15 @@ def _class_aware(name: str, old: nn.Module, options: dict) -> ClassAwareConv:
         )
     block = old.pointwise_conv if isinstance(old, DepthwiseSeparableConvModule) else old
     if isinstance(block, ConvModule):
-        if block.order != ('conv', 'norm', 'act'):
-            raise ValueError(
-                f"car.layer: '{name}' works in the order {block.order}; CAR replaces blocks of "
-                "('conv', 'norm', 'act')"
-            )
         parts = dict(conv_cfg=block.conv_cfg, norm_cfg=block.norm_cfg, act_cfg=block.act_cfg)
     else:
         # What follows a bare convolution stays in the head.
         parts = dict(conv_cfg=None, norm_cfg=None, act_cfg=None)
-    new = ClassAwareConv(convs[0].in_channels, convs[-1].out_channels, **options, **parts)
+    # A larger kernel, where that is asked for, is spread as the one that was there.
+    dilation = convs[0].dilation[0] if options['kernel_size'] > 1 else 1
+    new = ClassAwareConv(
+        convs[0].in_channels, convs[-1].out_channels, dilation=dilation, **options, **parts
+    )
     # A head in float64, on the meta device or half frozen stays so.
     weight = convs[0].weight
     return new.to(device=weight.device, dtype=weight.dtype)

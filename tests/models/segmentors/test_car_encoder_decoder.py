@@ -14,9 +14,12 @@ import mmseg_fusion  # noqa: F401  isort: skip
 import pytest
 import torch
 import torch.multiprocessing as mp
+from mmcv.cnn import ConvModule
 from mmengine.registry import init_default_scope
 from mmengine.runner import save_checkpoint
+from mmengine.runner.checkpoint import load_state_dict
 from mmseg.apis import inference_model, init_model
+from mmseg.models.decode_heads import FCNHead
 from mmseg.registry import MODELS
 from torch import nn
 
@@ -28,6 +31,32 @@ from ...engine.test_scale_equalizer_distributed import free_port
 from ...testers.toys import segmentor_config, toy_samples
 
 LEVELS = (8, 16, 32, 64)
+
+
+@MODELS.register_module()
+class StridedFCN(FCNHead):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.convs[0].conv.stride = (2, 2)
+
+
+@MODELS.register_module()
+class ResidualFCN(FCNHead):
+    def _forward_feature(self, inputs):
+        x = self._transform_inputs(inputs)
+        return x + self.convs(x)
+
+
+@MODELS.register_module()
+class PreNormFCN(FCNHead):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        order = ('norm', 'act', 'conv')
+        self.convs[0] = ConvModule(
+            self.in_channels, self.channels, 3, padding=1, norm_cfg=self.norm_cfg, order=order
+        )
+
+
 KEYS = ('loss_car_intra_c2p', 'loss_car_inter_c2c', 'loss_car_inter_c2p')
 BN = dict(type='BN')
 CAR = dict(type='ClassAwareRegularization')
@@ -204,6 +233,10 @@ def test_several_layers_by_name() -> None:
         (dict(layer='convs.9'), FCN, r"'convs.9' is no module.*Close to it: decode_head.convs"),
         (dict(layer='convs'), FCN, r"'convs' is Sequential"),
         (dict(layer=[]), FCN, 'names nothing'),
+        (dict(layer='conv_seg'), FCN, "not its classifier; 'conv_seg' is Conv2d"),
+        (dict(layer='backbone.stages.0'), FCN, "'backbone.stages.0' is ConvModule"),
+        (dict(channels=0), FCN, 'car.channels must be a positive integer, got 0'),
+        (dict(kernel_size=2), FCN, 'car.kernel_size must be odd and positive, got 2'),
         (dict(layers='auto'), FCN, r"car has no key 'layers'; it takes layer, channels"),
         (dict(linear=False), FCN, 'nothing to regularize: set car.loss=None'),
         (dict(merged=True, kernel_size=3), FCN, 'car.kernel_size is 3'),
@@ -219,10 +252,96 @@ def test_errors_name_the_key(car: dict, decode_head: dict, message: str) -> None
 
 
 def test_stride_is_refused() -> None:
-    cfg = model_cfg(head('FCNHead', num_convs=1))
-    cfg['backbone']['type'] = 'TinyPyramid'
-    with pytest.raises(ValueError, match='stride'):
-        MODELS.build(dict(cfg, car=dict(layer='backbone.stages.1')))
+    with pytest.raises(ValueError, match=r"'decode_head.0.convs.0' has a stride of \(2, 2\)"):
+        build([dict(CASCADE[0], type='StridedFCN'), CASCADE[1]], layer='decode_head.0.convs.0')
+
+
+def test_a_car_that_is_no_dict() -> None:
+    with pytest.raises(ValueError, match=r"car must be a dict such as .* got 'auto'"):
+        MODELS.build(dict(model_cfg(FCN), car='auto'))
+
+
+def test_a_residual_around_the_convolution_is_no_single_convolution() -> None:
+    with pytest.raises(ValueError, match="the head's own input"):
+        build(head('ResidualFCN', num_convs=1, channels=64, concat_input=False))
+
+
+def test_a_block_in_another_order_keeps_its_norm_and_activation() -> None:
+    """As those of DDRNet and PIDNet: norm, activation, convolution."""
+    model = build(head('PreNormFCN', num_convs=1, concat_input=False))
+    assert list(model.car_layers) == ['decode_head.convs.0.conv']
+    layer = model.get_submodule(model.car_layers[0])
+    assert layer.project.norm is None
+    assert not layer.project.with_activation
+    assert model.decode_head.convs[0].bn.weight.shape == (64,)
+    model.parse_losses(losses(model))[0].backward()
+    assert all(p.grad is not None for p in model.decode_head.parameters())
+    x = torch.randn(1, 3, 64, 64)
+    model.eval()
+    with torch.no_grad():
+        expected = model(x)
+        torch.testing.assert_close(merge_car(model)(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_larger_kernel_is_spread_as_the_one_before() -> None:
+    model = build(head('FCNHead', num_convs=1, concat_input=False, dilation=6), kernel_size=3)
+    conv = model.get_submodule(model.car_layers[0]).project.conv
+    assert (conv.dilation, conv.padding) == ((6, 6), (6, 6))
+    assert model(torch.randn(1, 3, 64, 64)).shape[2:] == (2, 2)
+
+
+@pytest.mark.parametrize('form', ['merged', 'unmerged'])
+def test_a_checkpoint_of_the_other_form_is_refused(form: str) -> None:
+    """Both have the keys of `project`: half of the weights would be loaded in silence."""
+    given, taking = build(FCN, merged=form == 'merged'), build(FCN, merged=form != 'merged')
+    for load in (taking.load_state_dict, lambda s: load_state_dict(taking, s, strict=False)):
+        with pytest.raises(RuntimeError, match=f'set model.car.merged={form == "merged"}'):
+            load(given.state_dict())
+
+
+def test_a_plain_checkpoint_loads_but_for_the_layer() -> None:
+    cfg = dict(model_cfg(FCN), type='EncoderDecoder')
+    del cfg['car']
+    wrong = build(FCN).load_state_dict(MODELS.build(cfg).state_dict(), strict=False)
+    keys = [*wrong.missing_keys, *wrong.unexpected_keys]
+    assert keys
+    assert all(key.startswith('decode_head.convs.1.') for key in keys)
+
+
+def test_merging_a_moving_average_leaves_no_buffer() -> None:
+    model = build(FCN, loss=dict(CAR, moving_average=0.9))
+    fresh = build(FCN, loss=dict(CAR, moving_average=0.9), merged=True)
+    fresh.load_state_dict(merge_car(model).state_dict())
+
+
+@pytest.mark.parametrize('kind', ['ConvWS', 'ConvAWS'])
+def test_convolutions_that_change_their_weight_are_not_merged(kind: str) -> None:
+    model = build(head('FCNHead', num_convs=1, concat_input=False, conv_cfg=dict(type=kind)))
+    with pytest.raises(ValueError, match=f'{kind}2d.* changes its weight'):
+        merge_car(model)
+
+
+def test_hooks_of_the_linear_layer_are_not_lost() -> None:
+    model = build(FCN)
+    model.get_submodule(model.car_layers[0]).linear.register_forward_pre_hook(lambda m, x: None)
+    with pytest.raises(ValueError, match='merge the saved checkpoint'):
+        merge_car(model)
+
+
+@pytest.mark.parametrize('where', ['meta', 'float64'])
+def test_built_where_the_model_is(where: str) -> None:
+    before = torch.get_default_dtype()
+    try:
+        if where == 'float64':
+            torch.set_default_dtype(torch.float64)
+            model = build(FCN)
+        else:
+            with torch.device('meta'):
+                model = build(FCN)
+    finally:
+        torch.set_default_dtype(before)
+    assert list(model.car_layers) == ['decode_head.convs.1']
+    assert len({(p.device.type, p.dtype) for p in model.parameters()}) == 1
 
 
 def test_building_leaves_no_trace() -> None:

@@ -1,0 +1,18 @@
+_base_ = [
+    '../_base_/models/deeplabv3plus_r50-d8.py',  # DeepLabV3+, here with output stride 16
+    '../_base_/datasets/cityscapes_1024x2048.py',  # four crops of 1024 x 2048 per GPU
+    '../_base_/default_runtime.py',
+    '../_base_/schedules/schedule_90k_cosine-ema.py'  # SGD, cosine decay, EMA
+]
+crop_size = (1024, 2048)
+data_preprocessor = dict(size=crop_size)
+model = dict(
+    data_preprocessor=data_preprocessor,
+    pretrained='torchvision://resnet50',
+    # The plain stem of 7x7: with it, the counts of the BiFPN row are the published ones.
+    backbone=dict(type='ResNet', strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2)),
+    decode_head=dict(
+        channels=256,
+        dilations=(1, 6, 12, 18),
+        sampler=dict(type='OHEMPixelSampler', thresh=0.7, min_kept=131072)),
+    auxiliary_head=None)

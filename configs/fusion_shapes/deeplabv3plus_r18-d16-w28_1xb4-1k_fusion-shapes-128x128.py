@@ -1,0 +1,26 @@
+# As many multiply-adds as ESeg-S, by its widths: 28 instead of 64 channels in the first stage.
+_base_ = [
+    '../_base_/models/r18-d8.py',  # ResNet-18, here with output stride 16, from scratch
+    '../_base_/datasets/fusion_shapes.py',  # 512 training scenes, 64 held out
+    '../_base_/default_runtime.py',
+    '../_base_/schedules/schedule_1k.py'  # AdamW, 1000 iterations
+]
+crop_size = (128, 128)
+data_preprocessor = dict(size=crop_size)
+model = dict(
+    data_preprocessor=data_preprocessor,
+    backbone=dict(
+        base_channels=28,
+        stem_channels=28,
+        strides=(1, 2, 2, 1),
+        dilations=(1, 1, 1, 2)),
+    decode_head=dict(
+        type='DepthwiseSeparableASPPHead',
+        in_channels=224,
+        channels=96,
+        dilations=(1, 6, 12, 18),
+        c1_in_channels=28,
+        c1_channels=24,
+        num_classes=8),
+    # ESeg has none.
+    auxiliary_head=None)
