@@ -100,7 +100,7 @@ class CPHead(BaseDecodeHead):
             ``channels`` is the width of the last convolution.
 
     Shape:
-        Input (N, C, H, W) at ``in_index``; logits (N, out_channels, *prior_size); P
+        Input (N, C, H, W) at ``in_index``; logits (N, out_channels, h, w) of the grid; P
         (N, S, S) with S the number of cells.
 
     Raises:
@@ -175,7 +175,7 @@ class CPHead(BaseDecodeHead):
         return self.bottleneck(torch.cat([x, *context], dim=1)), prior
 
     def forward(self, inputs: list[Tensor]) -> Tensor:
-        """Logits (N, out_channels, *prior_size)."""
+        """Logits (N, out_channels, h, w) in the size of the grid."""
         return self.cls_seg(self._forward_feature(inputs)[0])
 
     def loss(

@@ -30,7 +30,7 @@ def resample_label(label: Tensor, size: tuple[int, int]) -> Tensor:
         size: height and width wanted.
 
     Returns:
-        (N, *size).
+        (N, height, width) as in ``size``.
     """
     for dim, (old, new) in enumerate(zip(label.shape[1:], size), start=1):
         if old != new:
