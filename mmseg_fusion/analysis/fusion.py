@@ -101,6 +101,13 @@ def _argument(args: tuple, kwargs: dict, position: int, *names: str, default=Non
     return args[position] if len(args) > position else default
 
 
+def _kernel_sharing_pyramids(root: nn.Module) -> list[nn.Module]:
+    # Not above: a segmentor among the models imports this module.
+    from ..models.layers.kernel_sharing import KernelSharingAtrousConv
+
+    return [m for m in root.modules() if isinstance(m, KernelSharingAtrousConv)]
+
+
 class FusionTracer(TorchFunctionMode):
     """Watches the forward passes inside ``with FusionTracer(root):`` for fusions.
 
@@ -109,6 +116,9 @@ class FusionTracer(TorchFunctionMode):
         on_input: called as ``on_input(fusion, x)`` whenever a fusion layer takes a concatenation
             ``x`` that splits as ``fusion.channels`` says: (N, C, ...), for a linear layer
             (..., C).
+
+    Kernel-sharing pyramids run as dilated convolutions meanwhile: their maps are the same, and
+    each of these takes the concatenation itself, where the nine products take parts of it.
     """
 
     def __init__(
@@ -128,6 +138,7 @@ class FusionTracer(TorchFunctionMode):
             for n, m in root.named_modules()
             if isinstance(m, (_ConvNd, nn.Linear)) or 'weight' in m._parameters
         ]
+        self._pyramids = _kernel_sharing_pyramids(root)
         self._running: list[tuple[str, nn.Module]] = []
         self._alone: set[str] = set()
         self._reset()
@@ -156,6 +167,9 @@ class FusionTracer(TorchFunctionMode):
                 )
             )
             self._handles.append(module.register_forward_hook(lambda *_: self._pop()))
+        self._implementations = [pyramid.implementation for pyramid in self._pyramids]
+        for pyramid in self._pyramids:
+            pyramid.implementation = 'dilated'
         return super().__enter__()
 
     def _pop(self) -> None:
@@ -164,6 +178,8 @@ class FusionTracer(TorchFunctionMode):
     def __exit__(self, *exception) -> None:
         for handle in self._handles:
             handle.remove()
+        for pyramid, implementation in zip(self._pyramids, self._implementations):
+            pyramid.implementation = implementation
         self._running.clear()
         self._reset()
         return super().__exit__(*exception)

@@ -51,7 +51,7 @@ def load_segmentor(cfg: Config, checkpoint: str | None, device: str = 'cpu') -> 
 
     Raises:
         InputError: the checkpoint lacks weights that the model has at test time, or has them in
-            another shape.
+            another shape; or, without one, the pretrained weights of the config cannot be read.
     """
     init_default_scope(cfg.get('default_scope') or 'mmseg')
     settings = cfg.model.copy()
@@ -59,7 +59,14 @@ def load_segmentor(cfg: Config, checkpoint: str | None, device: str = 'cpu') -> 
         settings.pretrained = None
     model = MODELS.build(settings)
     if checkpoint is None:
-        model.init_weights()
+        try:
+            model.init_weights()
+        except OSError as error:
+            raise InputError(
+                f'the pretrained weights that the config starts from cannot be read ({error}); '
+                'give a checkpoint, or --cfg-options model.pretrained=None for random weights '
+                '(model.backbone.init_cfg=None where that names them)'
+            ) from error
     else:
         loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
         state = loaded.get('state_dict', loaded)

@@ -13,6 +13,7 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from mmseg_fusion.analysis import trace_fusions
+from mmseg_fusion.analysis.branch_statistics import measure_branches
 from mmseg_fusion.analysis.fusion import FusionTracer
 
 BN = dict(type='BN')
@@ -409,3 +410,52 @@ def test_classifier_that_fuses():
     )
     (fusion,) = trace_fusions(head, pyramid())
     assert (fusion.name, fusion.channels, fusion.normalized) == ('conv_seg', (8, 16), False)
+
+
+FORMS = ('auto', 'dilated', 'shared_taps')
+
+
+def kernel_sharing_head(implementation):
+    return MODELS.build(
+        dict(
+            type='KSACHead',
+            in_channels=[8, 16],
+            in_index=[0, 1],
+            input_transform='resize_concat',
+            dilations=(1, 6, 12),
+            implementation=implementation,
+            **COMMON,
+        )
+    )
+
+
+@pytest.mark.parametrize('implementation', FORMS)
+def test_the_shared_kernel_of_ksac_is_seen_however_it_is_computed(implementation):
+    head = kernel_sharing_head(implementation)
+    found = trace_fusions(head, pyramid()[:2])
+    assert {f.name: f.channels for f in found} == {
+        'pyramid.conv': (8, 16),
+        'point.conv': (8, 16),
+        'image_pool.1.conv': (8, 16),
+        'bottleneck.conv': (4, 4, 4),
+    }
+    assert all(f.called and f.equalizable and f.normalized for f in found)
+    assert head.pyramid.implementation == implementation
+
+
+@pytest.mark.parametrize('implementation', FORMS)
+def test_the_implementation_is_put_back_after_an_error(implementation):
+    head = kernel_sharing_head(implementation)
+    with pytest.raises(ValueError, match='expected a feature'):
+        trace_fusions(head, pyramid(channels=(8, 17))[:2])
+    assert head.pyramid.implementation == implementation
+
+
+@pytest.mark.parametrize('implementation', FORMS)
+def test_branches_in_front_of_the_shared_kernel_are_measured(implementation):
+    head, features = kernel_sharing_head(implementation), pyramid(batch=3)[:2]
+    _, statistics = measure_branches(head, [features], head)
+    first, second = statistics['pyramid.conv'].std
+    up = F.interpolate(features[1], size=SIZES[0], mode='bilinear')
+    assert first == pytest.approx(float(features[0].std(correction=0)), rel=1e-4)
+    assert second == pytest.approx(float(up.std(correction=0)), rel=1e-4)

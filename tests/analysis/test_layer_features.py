@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from urllib.error import URLError
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from mmengine.config import Config
+from mmseg.models import EncoderDecoder
 from mmseg.registry import MODELS
 from torch import nn
 
@@ -104,6 +106,16 @@ def test_output_of_another_layer(tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(after.feature, conv(before.feature[None])[0])
     assert after.prediction is None
+
+
+@pytest.mark.parametrize('error', [URLError('no network'), FileNotFoundError('gone.pth')])
+def test_pretrained_weights_out_of_reach_are_explained(tmp_path, monkeypatch, error):
+    def unreachable(self):
+        raise error
+
+    monkeypatch.setattr(EncoderDecoder, 'init_weights', unreachable)
+    with pytest.raises(InputError, match=r'give a checkpoint, or --cfg-options model\.pretrained'):
+        load_segmentor(model_config(tmp_path), None)
 
 
 def test_last_call_of_a_layer_counts(tmp_path):

@@ -214,6 +214,40 @@ def test_checkpoint_loads_strictly_into_the_plain_model(tmp_path, mode):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('norm_cfg', [BN, None], ids=['norm', 'bias'])
+@pytest.mark.parametrize('implementation', ['dilated', 'shared_taps'])
+def test_a_kernel_that_several_rates_share(tmp_path, implementation, norm_cfg):
+    head = dict(
+        type='KSACHead',
+        in_channels=list(LEVELS[1:]),
+        in_index=[1, 2, 3],
+        input_transform='resize_concat',
+        dilations=(1, 2, 9),
+        implementation=implementation,
+        channels=6,
+        num_classes=8,
+        norm_cfg=norm_cfg,
+    )
+    name, x = 'decode_head.pyramid.conv', torch.randn(2, 3, 33, 47)
+    made, logits = {}, {}
+    for mode in ('fold', 'module'):
+        made[mode] = train(tmp_path / mode, head=head, hook=dict(mode=mode), max_iters=1)
+        entry = layers(record_of(made[mode]))[name]
+        assert tuple(entry['channels']) == LEVELS[1:]
+        assert entry['bias'] is (norm_cfg is None)
+        assert made[mode].model.decode_head.pyramid.implementation == implementation
+        # From the start of training: the same network, written in two ways.
+        model = made[mode].model.eval()
+        model.load_state_dict(made[mode].recorder.start)
+        with torch.no_grad():
+            logits[mode] = model(x)
+    start = {mode: run.recorder.start[f'{name}.weight'] for mode, run in made.items()}
+    divisor = torch.repeat_interleave(torch.tensor(entry['std']), torch.tensor(LEVELS[1:]))
+    folded = start['module'] / divisor[:, None, None]
+    torch.testing.assert_close(start['fold'], folded, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(logits['fold'], logits['module'], rtol=1e-4, atol=1e-4)
+
+
 @MODELS.register_module()
 class BiasedHead(type(MODELS.build(UPER)).__mro__[1]):
     """Fuses with a zero-padded convolution that has a bias and no norm, then a linear layer."""

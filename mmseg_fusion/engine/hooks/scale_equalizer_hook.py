@@ -56,7 +56,10 @@ def _equalize_input(layer: nn.Module, inputs: tuple) -> tuple:
     return (equalizer(x.movedim(-1, 1)).movedim(1, -1), *rest)
 
 
-def _shift_output(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+def _shift_output(layer: nn.Module, inputs: tuple, output: Tensor | list) -> Tensor | list:
+    if isinstance(output, list):
+        # A kernel-sharing layer gives a map per rate, each with the bias.
+        return [_shift_output(layer, inputs, part) for part in output]
     # The means as they act behind the layer: so the raw feature is padded with 0, as in the
     # folded layer, and a saved checkpoint gives the same logits up to the border.
     offset = layer.scale_equalizer_offset

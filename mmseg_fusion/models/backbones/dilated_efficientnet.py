@@ -19,7 +19,8 @@ class DilatedEfficientNet(EfficientNetLayers):
     of the weights: its ImageNet checkpoints load with
     ``init_cfg=dict(type='Pretrained', checkpoint=..., prefix='backbone')``. Where the output
     stride is reached, strides are taken away and the depthwise convolutions behind sample as many
-    pixels apart.
+    pixels apart. On top of a config with ``model.pretrained``, set ``model.pretrained=None``:
+    MMSegmentation moves those weights into the backbone.
 
     Differs from the authors' code: theirs spreads the convolution that loses its stride as well
     (``contract_dilation=False``). By default it keeps its distance, as in MMSegmentation's dilated

@@ -119,7 +119,8 @@ class AlignedXception(BaseModule):
     ImageNet weights: DeepLab's own, as timm publishes them for its ``xception41`` and
     ``xception65``, load as they are (``init_cfg=dict(type='Pretrained', checkpoint=...)``). They
     want ``norm_cfg=dict(type='SyncBN', eps=1e-3)`` and images normalized with mean and standard
-    deviation 127.5.
+    deviation 127.5. On top of a config with ``model.pretrained``, set ``model.pretrained=None``:
+    MMSegmentation moves those weights into the backbone.
 
     Args:
         depth: 65, or 41 with 8 blocks in the middle flow.

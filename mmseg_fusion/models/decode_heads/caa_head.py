@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from ..layers.attention import (
     BATCH_NORM,
+    IMPLEMENTATIONS,
     AxialAttention,
     ChannelizedAxialAttention,
     ChannelizedSelfAttention,
     Implementation,
     SelfAttention,
 )
+from ..layers.image_pool import check_pooled_batch
 
 Attention = Literal['channelized_axial', 'axial', 'axial_se', 'channelized_self', 'self']
 
@@ -60,6 +62,7 @@ class CAAHead(BaseDecodeHead):
         image_level: whether there is the image level.
         implementation: ``'factorized'``, or ``'grouped'`` for the thesis' algorithm 2; see
             :class:`ChannelizedAxialAttention`.
+        groups: in how many groups ``'grouped'`` makes the terms; the larger, the less memory.
         c1_in_channels: channels of ``inputs[0]``, the level of stride 4, for the simple decoder;
             0 for none.
         c1_channels: channels that the decoder reduces it to.
@@ -72,7 +75,8 @@ class CAAHead(BaseDecodeHead):
         ``inputs[0]``.
 
     Raises:
-        ValueError: an unknown ``attention`` or ``implementation``, or a number less than 1.
+        ValueError: an unknown ``attention`` or ``implementation``, a number less than 1, an input
+            of other channels, or the image level is trained with batch norm on a batch of one.
 
     Differs from the paper:
         The thesis leaves open the ratio of squeeze and excitation (chosen: 16, that of its
@@ -89,6 +93,7 @@ class CAAHead(BaseDecodeHead):
         gate_layers: int = 5,
         image_level: bool = True,
         implementation: Implementation = 'factorized',
+        groups: int = 16,
         c1_in_channels: int = 0,
         c1_channels: int = 48,
         **kwargs,
@@ -100,16 +105,25 @@ class CAAHead(BaseDecodeHead):
                 f'CAAHead: attention must be one of {get_args(Attention)}, got {attention!r}; '
                 "set decode_head.attention='channelized_axial'"
             )
-        if c1_in_channels < 0:
+        # Also where no channels are gated: a typo would stay unseen until they are.
+        if implementation not in IMPLEMENTATIONS:
             raise ValueError(
-                f'CAAHead: c1_in_channels must be the channels of the stride-4 level, or 0 for no '
-                f'decoder; got {c1_in_channels}'
+                f'CAAHead: implementation must be one of {IMPLEMENTATIONS}, got '
+                f"{implementation!r}; set decode_head.implementation='factorized'"
+            )
+        if c1_in_channels < 0 or (c1_in_channels and c1_channels < 1):
+            raise ValueError(
+                'CAAHead: c1_in_channels must be the channels of the stride-4 level, or 0 for no '
+                f'decoder, and c1_channels positive; got {c1_in_channels=} and {c1_channels=}'
             )
         layer = dict(conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
         inner = attention_channels
         self.in_conv = ConvModule(self.in_channels, inner, 3, padding=1, **layer)
         gate = dict(
-            gate_channels=gate_channels, gate_layers=gate_layers, implementation=implementation
+            gate_channels=gate_channels,
+            gate_layers=gate_layers,
+            implementation=implementation,
+            groups=groups,
         )
         plain = (inner, inner, qk_channels)
         self.attention: nn.Module
@@ -148,11 +162,18 @@ class CAAHead(BaseDecodeHead):
     def _forward_feature(self, inputs: Sequence[Tensor]) -> Tensor:
         """The feature before dropout and classifier, (N, channels, ...)."""
         x = self._transform_inputs(inputs)
+        if x.shape[1] != self.in_channels:
+            raise ValueError(
+                f'CAAHead: expected a feature (N, {self.in_channels}, H, W), got '
+                f'{tuple(x.shape)}: decode_head.in_channels must be the channels of the level '
+                'that in_index names'
+            )
         attended = self.attention(self.in_conv(x))
         if self.squeeze_excitation is not None:
             attended = self.squeeze_excitation(attended)
         out = self.out_conv(attended)
         if self.image_pool is not None:
+            check_pooled_batch('CAAHead', self.image_pool[1].norm, x)
             image = self.image_pool(x).expand(-1, -1, *x.shape[2:])
             out = torch.cat([out, image], 1)
         out = self.bottleneck(out)

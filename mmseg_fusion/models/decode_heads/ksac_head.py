@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
-from mmengine.dist import get_world_size
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..layers.image_pool import check_pooled_batch
 from ..layers.kernel_sharing import Implementation, KernelSharingAtrousConv
 
 
@@ -101,17 +100,7 @@ class KSACHead(BaseDecodeHead):
 
     def _pooled(self, x: Tensor) -> Tensor:
         """The image-level feature, (N, C_in, H, W) -> (N, channels, 1, 1)."""
-        norm = self.image_pool[1].norm
-        if x.shape[0] == 1 and isinstance(norm, _BatchNorm) and norm.training:
-            synchronized = isinstance(norm, nn.SyncBatchNorm) and get_world_size() > 1
-            if not synchronized:
-                raise ValueError(
-                    'KSACHead: batch norm of the image-level branch cannot train on one image '
-                    'per GPU, whose pooled feature is a single value per channel: expected a '
-                    'batch of 2 or more, got 1. Set train_dataloader.batch_size=2 (and '
-                    "drop_last=True), norm_cfg=dict(type='SyncBN') on several GPUs, another "
-                    'decode_head.norm_cfg such as GN, or decode_head.image_level=False'
-                )
+        check_pooled_batch('KSACHead', self.image_pool[1].norm, x)
         return self.image_pool(x)
 
     def _forward_feature(self, inputs: Sequence[Tensor]) -> Tensor:

@@ -6,8 +6,9 @@ Kernel-Sharing Atrous Convolution for Semantic Segmentation", arXiv 1908.09443.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import ceil
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -138,9 +139,8 @@ class _ShiftedSums(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, products: Tensor, dilations: tuple[int, ...]) -> tuple[Tensor, ...]:
+    def forward(products: Tensor, dilations: tuple[int, ...]) -> tuple[Tensor, ...]:
         """(N, 9, C, H, W) -> (N, C, H, W) per rate."""
-        ctx.dilations = dilations
         height, width = products.shape[-2:]
         sums = []
         for rate in dilations:
@@ -152,6 +152,11 @@ class _ShiftedSums(torch.autograd.Function):
                     total[out].add_(products[:, tap][source])
             sums.append(total.to(products.dtype))
         return tuple(sums)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Apart from :meth:`forward`, as ``torch.func`` wants it."""
+        _, ctx.dilations = inputs
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -201,6 +206,16 @@ def choose_implementation(
     if torch.device(device).type not in ('cpu', 'meta'):
         return 'dilated'
     return 'shared_taps' if in_channels * (num_rates - 1) >= 512 else 'dilated'
+
+
+class _SharedKernel(nn.Conv2d):
+    """The kernel of all rates; called like any layer, so that hooks and pruning see it."""
+
+    def forward(
+        self, x: Tensor, convolve: Callable[..., list[Tensor]], dilations: Sequence[int]
+    ) -> list[Tensor]:
+        """(N, in_channels, H, W) -> (N, out_channels, H, W) per rate."""
+        return convolve(x, self.weight, dilations, self.bias)
 
 
 class KernelSharingAtrousConv(BaseModule):
@@ -262,11 +277,9 @@ class KernelSharingAtrousConv(BaseModule):
             )
         self.in_channels = in_channels
         self.channels = channels
-        self.dilations = rates
+        self.dilations = tuple(map(int, rates))
         self.implementation = implementation
-        # Never called: it holds the kernel under the name, and with the initialization, that
-        # users and init_cfg expect of a convolution.
-        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=norm_cfg is None)
+        self.conv = _SharedKernel(in_channels, channels, 3, padding=1, bias=norm_cfg is None)
         self.norms = nn.ModuleList(
             nn.Identity() if norm_cfg is None else build_norm_layer(norm_cfg, channels)[1]
             for _ in rates
@@ -289,7 +302,7 @@ class KernelSharingAtrousConv(BaseModule):
         if chosen == 'auto':
             chosen = choose_implementation(x.device, self.in_channels, len(self.dilations))
         convolve = shared_tap_convolutions if chosen == 'shared_taps' else dilated_convolutions
-        return convolve(x, self.conv.weight, self.dilations, self.conv.bias)
+        return self.conv(x, convolve, self.dilations)
 
     def branches(self, x: Tensor) -> list[Tensor]:
         """What is summed: the map of each rate behind norm and ReLU, (N, channels, H, W) each."""
@@ -308,4 +321,4 @@ class KernelSharingAtrousConv(BaseModule):
 
 
 def _is_rate(rate: Any) -> bool:
-    return isinstance(rate, int) and not isinstance(rate, bool) and rate > 0
+    return isinstance(rate, Integral) and not isinstance(rate, bool) and rate > 0

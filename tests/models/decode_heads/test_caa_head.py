@@ -118,6 +118,44 @@ def test_widths_and_multiply_adds_of_the_thesis():
     assert count_call(head, [torch.zeros(1, 2048, h, w)]).flops == expected
 
 
+def test_the_gates_widths_and_the_groups_are_passed_on():
+    head = build(qk_channels=5, gate_channels=7, gate_layers=3, implementation='grouped', groups=9)
+    attention = head.attention
+    assert attention.column_query_key.query.conv.out_channels == 5
+    for axis in (attention.column_attention, attention.row_attention):
+        widths = [m.out_features for m in axis.gate if isinstance(m, nn.Linear)]
+        assert widths == [7, 7, 7, 12]
+        assert (axis.implementation, axis.groups) == ('grouped', 9)
+    assert build(attention='self', qk_channels=5).attention.query_key.query.conv.out_channels == 5
+
+
+def test_squeeze_and_excitation_has_a_sixteenth_inside():
+    head = build(attention='axial_se', attention_channels=512)
+    convs = [m for m in head.squeeze_excitation.modules() if isinstance(m, nn.Conv2d)]
+    assert [(c.in_channels, c.out_channels) for c in convs] == [(512, 32), (32, 512)]
+
+
+def test_wrong_channels_of_the_input_are_explained():
+    message = r'CAAHead: expected a feature \(N, 8, H, W\), got \(2, 9, 4, 4\).*in_channels'
+    with pytest.raises(ValueError, match=message):
+        build()([torch.zeros(2, 9, 4, 4)])
+
+
+def test_batch_norm_on_one_pooled_image_is_explained():
+    x = [torch.randn(1, 8, 6, 6)]
+    head = build().train()
+    with pytest.raises(ValueError, match=r'CAAHead: .*expected a batch of 2 or more') as raised:
+        head(x)
+    for key in ('train_dataloader.batch_size', 'norm_cfg', 'image_level=False'):
+        assert key in str(raised.value)
+    # Nothing that would work is refused.
+    frozen = build().train()
+    frozen.image_pool.eval()
+    group = build(norm_cfg=dict(type='GN', num_groups=2)).train()
+    for able in (build(), frozen, group, build(image_level=False).train()):
+        assert able(x).shape == (1, 3, 6, 6)
+
+
 def test_behind_joint_pyramid_upsampling():
     channels = (8, 16, 32)
     neck = MODELS.build(dict(type='JPU', in_channels=channels, mid_channels=6))
@@ -155,7 +193,13 @@ def test_other_norms_keep_their_eps():
     [
         (dict(attention='axail'), "attention must be one of .*'axial_se'.*got 'axail'"),
         (dict(implementation='loop'), "one of .*'grouped'.*got 'loop'"),
+        (
+            dict(implementation='loop', attention='self'),
+            r"implementation must be one of .*got 'loop'; set decode_head.implementation",
+        ),
         (dict(c1_in_channels=-1), 'c1_in_channels must be the channels of the stride-4 level'),
+        (dict(c1_in_channels=4, c1_channels=0), 'c1_channels positive; got .*c1_channels=0'),
+        (dict(groups=0), 'groups of the attention must be at least 1, got 0'),
         (dict(gate_layers=0), 'gate_layers of the attention must be at least 1'),
     ],
 )

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmseg.registry import MODELS
+from torch import nn
 
 from mmseg_fusion.analysis import trace_fusions
 from mmseg_fusion.models.decode_heads import KSACHead
@@ -37,6 +38,12 @@ class TestKSACHeadWithDecoder(HeadTester):
     def config(self, **changes):
         cfg = super().config(**changes)
         return dict(cfg, c1_in_channels=changes['levels'][0]) if 'levels' in changes else cfg
+
+    def test_gradient_reaches_the_stride_4_level(self):
+        head, inputs = self.build(), self.inputs((64, 64))
+        inputs[0].requires_grad_()
+        self.loss(head, inputs, (64, 64)).backward()
+        assert inputs[0].grad.any()
 
     def check_in_index(self):
         # The level of the decoder stays the first, as in mmseg's DepthwiseSeparableASPPHead.
@@ -154,6 +161,21 @@ def test_batch_norm_on_one_pooled_image_is_explained():
     group = build(norm_cfg=dict(type='GN', num_groups=2))
     for able in (frozen, group, build(norm_cfg=None), build(image_level=False)):
         assert able([x]).shape == (1, 3, 6, 6)
+
+
+def test_the_kind_of_convolution_is_passed_on():
+    class MarkedConv(nn.Conv2d):
+        pass
+
+    MODELS.register_module('MarkedConv', module=MarkedConv)
+    try:
+        head = build(conv_cfg=dict(type='MarkedConv'), c1_in_channels=5)
+    finally:
+        MODELS.module_dict.pop('MarkedConv')
+    marked = {name for name, m in head.named_modules() if isinstance(m, MarkedConv)}
+    # Not those of depth-wise pairs, as in mmseg's DepthwiseSeparableASPPHead.
+    expected = {'point.conv', 'image_pool.1.conv', 'bottleneck.conv', 'c1_bottleneck.conv'}
+    assert marked == expected
 
 
 @pytest.mark.parametrize('wrong', [dict(c1_in_channels=-1), dict(c1_in_channels=4, c1_channels=0)])

@@ -458,6 +458,16 @@ def test_projections_without_norm_start_as_xavier():
     assert build(SelfAttention, norm_cfg=None, bias=False).value.conv.bias is None
 
 
+def test_channel_gates_start_as_xavier():
+    for step in ChannelGate(512, 128, 2):
+        if isinstance(step, nn.Linear):
+            bound = math.sqrt(6 / (step.in_features + step.out_features))
+            assert step.weight.abs().max() <= bound
+            # That of a uniform distribution up to the bound.
+            expected = math.sqrt(2 / (step.in_features + step.out_features))
+            assert float(step.weight.detach().std()) == pytest.approx(expected, rel=0.02)
+
+
 def test_batch_norm_is_the_authors_unless_the_config_says_otherwise():
     norms = [m for m in build(AxialAttention).modules() if isinstance(m, nn.BatchNorm2d)]
     assert [(m.eps, m.momentum) for m in norms] == [(1e-3, 0.1)] * 3
@@ -486,6 +496,23 @@ def test_large_features_in_half_precision(dtype):
     torch.testing.assert_close(out.double(), expected, rtol=2**-8, atol=1e-2)
     out.float().sum().backward()
     assert query.grad.isfinite().all()
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_the_fused_attention_gets_float32(monkeypatch, dtype):
+    # On a CPU it widens by itself, so that results would not tell.
+    seen, attend = [], F.scaled_dot_product_attention
+
+    def watched(*operands, **options):
+        seen.append([x.dtype for x in operands])
+        return attend(*operands, **options)
+
+    monkeypatch.setattr(F, 'scaled_dot_product_attention', watched)
+    query, value = torch.randn(1, 2, 5, 4).to(dtype), torch.randn(1, 2, 5, 7).to(dtype)
+    assert dot_product_attention(query, query, value).dtype is dtype
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        dot_product_attention(query, query, value)
+    assert seen == [[torch.float32] * 3] * 2
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads.aspp_head import ASPPModule
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.nn.utils import prune
 
 from mmseg_fusion.analysis.counting import count_call
 from mmseg_fusion.models.layers import KernelSharingAtrousConv, kernel_sharing
@@ -230,6 +232,16 @@ def test_the_nine_products_are_not_summed_in_half_precision():
     assert found[0, 0, 1, 1] == 1 + 2.0**-6
 
 
+def test_the_gradients_of_the_rates_are_not_summed_in_half_precision():
+    # The same numbers backwards: a rate of 9 reaches a map of 3 x 3 with its centre alone.
+    weight, x = torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 3, 3, requires_grad=True)
+    weight[..., 1, 1] = 1
+    gradients = [torch.full((1, 1, 3, 3), g, dtype=torch.bfloat16) for g in (1, *[2.0**-9] * 8)]
+    maps = shared_tap_convolutions(x.bfloat16(), weight.bfloat16(), (9,) * 9)
+    torch.autograd.backward(maps, gradients)
+    assert x.grad[0, 0, 1, 1] == 1 + 2.0**-6
+
+
 @pytest.mark.parametrize('implementation', FORMS)
 def test_channels_last_stays(implementation):
     pyramid = build(cin=16, cout=8, implementation=implementation)
@@ -266,6 +278,19 @@ def test_batch_of_one_in_eval_mode(implementation):
     x = torch.randn(3, 6, 1, 4)
     with torch.no_grad():
         torch.testing.assert_close(pyramid(x[:1]), pyramid(x)[:1], rtol=1e-5, atol=1e-6)
+
+
+def test_functional_gradients():
+    pyramid = build(implementation='shared_taps', norm_cfg=None).double()
+    parameters, x = dict(pyramid.named_parameters()), torch.randn(2, 6, 7, 5).double()
+
+    def loss(parameters):
+        return (torch.func.functional_call(pyramid, parameters, (x,)) ** 2).sum()
+
+    found = torch.func.grad(loss)(parameters)
+    expected = torch.autograd.grad(loss(parameters), list(parameters.values()))
+    for f, e in zip(found.values(), expected):
+        torch.testing.assert_close(f, e, **EXACT)
 
 
 # --- the module -----------------------------------------------------------------------------------
@@ -347,6 +372,42 @@ def test_auto_follows_the_rule(monkeypatch):
     assert choose_implementation('cpu', 320, 2) == 'dilated'
     assert choose_implementation('meta', 320, 3) == 'shared_taps'
     assert choose_implementation('cuda:0', 2048, 3) == 'dilated'
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize('implementation', FORMS)
+def test_the_kernel_is_called_like_any_layer(implementation):
+    pyramid = build(implementation=implementation).eval()
+    x, seen = torch.randn(2, 6, 7, 5), []
+    pyramid.conv.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0]))
+    expected = pyramid(2 * x)
+    handle = pyramid.conv.register_forward_pre_hook(lambda m, inputs: (2 * inputs[0], *inputs[1:]))
+    torch.testing.assert_close(pyramid(x), expected)
+    handle.remove()
+    assert len(seen) == 2
+    assert seen[1] is x
+
+
+@pytest.mark.parametrize('implementation', FORMS)
+def test_pruned_kernels_train(implementation):
+    pyramid = build(implementation=implementation)
+    prune.l1_unstructured(pyramid.conv, 'weight', 0.5)
+    optimizer = torch.optim.SGD(pyramid.parameters(), 1.0)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (pyramid(torch.randn(2, 6, 7, 5)) ** 2).sum().backward()
+        optimizer.step()
+    pyramid(torch.randn(2, 6, 7, 5))
+    expected = pyramid.conv.weight_orig * pyramid.conv.weight_mask
+    torch.testing.assert_close(pyramid.conv.weight, expected)
+
+
+def test_rates_of_numpy():
+    rates = np.arange(1, 4)
+    pyramid = build(list(rates))
+    assert pyramid.dilations == (1, 2, 3)
+    assert all(type(rate) is int for rate in pyramid.dilations)
+    assert pyramid(torch.randn(2, 6, 4, 5)).shape == (2, 4, 4, 5)
 
 
 @pytest.mark.parametrize('dilations', [(), (0, 6), (6, -1), (6.0, 12), (True,), 6, '12', None])
