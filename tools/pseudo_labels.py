@@ -35,7 +35,7 @@ from mmengine.dataset import Compose  # noqa: E402
 from mmengine.fileio import list_dir_or_file  # noqa: E402
 from mmengine.logging import MMLogger  # noqa: E402
 from mmengine.utils import track_iter_progress  # noqa: E402
-from PIL import Image, PngImagePlugin  # noqa: E402
+from PIL import Image, PngImagePlugin, UnidentifiedImageError  # noqa: E402
 from prettytable import PrettyTable  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
@@ -173,7 +173,12 @@ class Made:
         try:
             with Image.open(path) as image:
                 text = image.info.get(KEY)
-        except OSError:
+                if text is not None:
+                    # The text stands before the pixels: a file that was cut off has it as well.
+                    image.load()
+        except UnidentifiedImageError:
+            text = None
+        except (OSError, SyntaxError):
             return None
         if text is None:
             raise InputError(

@@ -15,7 +15,8 @@ model = dict(
         num_stages=4,
         out_indices=(0, 1, 2, 3),
         style='pytorch',
-        norm_cfg=dict(type='SyncBN', requires_grad=True),
+        # Momentum as in the other rows; the pretrained weights want their own eps.
+        norm_cfg=dict(type='SyncBN', momentum=0.01, requires_grad=True),
         norm_eval=False,
         init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50')),
     neck=dict(in_channels=[256, 512, 1024, 2048]))

@@ -271,12 +271,13 @@ def times(
 
 def enlarge_then_scale(head: ESegHead, levels: Sequence[Tensor]) -> Tensor:
     """The head's sum as the equation has it: every level is enlarged, and then scaled."""
-    weights = head.level_weights.softmax(0).to(levels[0].dtype)
-    size = levels[0].shape[2:]
+    # In place wherever the head is, too: the order alone is compared.
+    weights = head.level_weights.softmax(0).to(levels[0].dtype).unbind()
+    size = tuple(levels[0].shape[2:])
     out = weights[0] * levels[0]
     for weight, level in zip(weights[1:], levels[1:]):
         enlarged = resize(level, size=size, mode='bilinear', align_corners=head.align_corners)
-        out = out + weight * enlarged
+        out.add_(weight * level if tuple(level.shape[2:]) == size else enlarged.mul_(weight))
     return out
 
 

@@ -11,6 +11,7 @@ from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .efficientnet_layers import EfficientNetLayers, mmpretrain_efficientnet
 
@@ -25,15 +26,25 @@ class FusedBlock(BaseModule):
     """
 
     def __init__(
-        self, in_channels: int, channels: int, stride: int, drop_path_rate: float, **layer: Any
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        drop_path_rate: float,
+        with_cp: bool = False,
+        **layer: Any,
     ) -> None:
         super().__init__()
+        self.with_cp = with_cp
         self.conv = ConvModule(in_channels, channels, 3, stride=stride, padding=1, **layer)
         self.residual = stride == 1 and in_channels == channels
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.conv(x)
+        if self.with_cp and x.requires_grad:
+            out = checkpoint(self.conv, x, use_reentrant=False)
+        else:
+            out = self.conv(x)
         return x + self.drop_path(out) if self.residual else out
 
 
@@ -48,8 +59,8 @@ class ScaledEfficientNet(EfficientNetLayers):
     ``init_cfg=dict(type='Pretrained', checkpoint=..., prefix='backbone')``. Widths are rounded to
     multiples of 8 but never below 90 %, numbers of blocks are rounded up. No dilation.
 
-    The lite variant has fused blocks (a 3x3 convolution in place of the 1x1 and the depthwise one)
-    in every stage, ReLU, and no squeeze and excitation.
+    The lite variant, as a reader's summary of the paper has it, has fused blocks (a 3x3 convolution
+    in place of the 1x1 and the depthwise one) in every stage, ReLU, and no squeeze and excitation.
 
     Args:
         width: factor of all widths.
@@ -95,7 +106,7 @@ class ScaledEfficientNet(EfficientNetLayers):
         **kwargs: Any,
     ) -> None:
         for name, value in (('width', width), ('depth', depth)):
-            if not value > 0:
+            if not isinstance(value, (int, float)) or not value > 0:
                 raise ValueError(
                     f'ScaledEfficientNet: {name} is a factor above 0, but got {value!r}; change '
                     f'model.backbone.{name}'
@@ -136,5 +147,10 @@ def _contract(net: nn.Module) -> None:
             if first.in_channels == first.out_channels:
                 rate = getattr(block.drop_path, 'drop_prob', 0.0)
                 stage[i] = FusedBlock(
-                    first.in_channels, last.out_channels, first.stride[0], rate, **layer
+                    first.in_channels,
+                    last.out_channels,
+                    first.stride[0],
+                    rate,
+                    net.with_cp,
+                    **layer,
                 )

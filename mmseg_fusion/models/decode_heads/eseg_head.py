@@ -50,6 +50,7 @@ class ESegHead(BaseDecodeHead):
             self.channels,
             3,
             padding=1,
+            conv_cfg=self.conv_cfg,
             dw_norm_cfg=None,
             dw_act_cfg=None,
             pw_norm_cfg=self.norm_cfg,

@@ -113,18 +113,25 @@ class BiFPNLayer(nn.Module):
     Args:
         channels: of every level.
         num_levels: L, at least 2.
+        num_outs: how many levels come out, finest first.
         fusion, norm_cfg, act_cfg: of every node.
     """
 
     def __init__(
-        self, channels: int, num_levels: int, fusion: Fusion, norm_cfg: dict, act_cfg: dict
+        self,
+        channels: int,
+        num_levels: int,
+        num_outs: int,
+        fusion: Fusion,
+        norm_cfg: dict,
+        act_cfg: dict,
     ) -> None:
         super().__init__()
         node = dict(fusion=fusion, norm_cfg=norm_cfg, act_cfg=act_cfg)
         last = num_levels - 1
         self.top_down = nn.ModuleList(FusionNode(channels, 2, **node) for _ in range(last))
         self.bottom_up = nn.ModuleList(
-            FusionNode(channels, 2 if i == last else 3, **node) for i in range(1, num_levels)
+            FusionNode(channels, 2 if i == last else 3, **node) for i in range(1, num_outs)
         )
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
@@ -165,6 +172,8 @@ class BiFPN(BaseModule):
         channels: of the pyramid.
         num_repeats: how often the levels are fused down and up.
         num_levels: levels of the pyramid, 8 for P2 to P9; at least as many as come in.
+        num_outs: levels that come out, finest first; None for all. For a head that takes fewer: the
+            last repeat then has no nodes that nobody uses, which DistributedDataParallel refuses.
         fusion: weights of a node's inputs, ``'fast'`` (EfficientDet's default), ``'softmax'`` or
             ``'sum'``.
         norm_cfg: norm of every layer. Default: EfficientDet's batch norm.
@@ -174,15 +183,15 @@ class BiFPN(BaseModule):
     Shape:
         - inputs: ``len(in_channels)`` tensors (N, in_channels[i], H_i, W_i), finest first, each
           level half the size of the one before (rounded up) or of any other size.
-        - output: ``num_levels`` tensors (N, channels, ...), each pooled level half the size of the
+        - output: ``num_outs`` tensors (N, channels, ...), each pooled level half the size of the
           one before, rounded up, down to a single cell.
 
     Raises:
         ValueError: no level, fewer levels than come in, less than one repeat, an unknown
             ``fusion``, or another number of inputs than ``in_channels``.
 
-    Differs from EfficientDet: one 1x1 convolution per level instead of one per edge, and average
-    pooling for the added levels (the slides say both, the published counts agree). Chosen: 2x2
+    Differs from EfficientDet: average pooling for the added levels, as the slides say, and one 1x1
+    convolution per level instead of one per edge, which the published counts fit. Chosen: 2x2
     average pooling, and max pooling in the bottom-up path as in EfficientDet.
     """
 
@@ -192,16 +201,29 @@ class BiFPN(BaseModule):
         channels: int,
         num_repeats: int,
         num_levels: int = 8,
+        num_outs: int | None = None,
         fusion: Fusion = 'fast',
         norm_cfg: dict = BATCH_NORM,
         act_cfg: dict = dict(type='Swish'),  # noqa: B006
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        if not isinstance(in_channels, (list, tuple)):
+            raise ValueError(
+                'BiFPN: in_channels must list the channels of the levels, finest first, got '
+                f'{in_channels!r}; change model.neck.in_channels'
+            )
+        num_outs = num_levels if num_outs is None else num_outs
         if not in_channels or num_levels < max(len(in_channels), 2):
             raise ValueError(
                 f'BiFPN: num_levels must be at least the number of in_channels, and at least 2; '
-                f'got num_levels={num_levels} with in_channels={list(in_channels)}'
+                f'got num_levels={num_levels} with in_channels={list(in_channels)}; change '
+                'model.neck.num_levels'
+            )
+        if not 1 <= num_outs <= num_levels:
+            raise ValueError(
+                f'BiFPN: num_outs must be between 1 and num_levels={num_levels}, got {num_outs}; '
+                'change model.neck.num_outs'
             )
         if num_repeats < 1:
             raise ValueError(f'BiFPN: num_repeats must be at least 1, got {num_repeats}')
@@ -214,7 +236,8 @@ class BiFPN(BaseModule):
         added = num_levels - len(self.in_channels)
         self.extras = nn.ModuleList(_NormedConv(channels, channels, norm_cfg) for _ in range(added))
         self.layers = nn.ModuleList(
-            BiFPNLayer(channels, num_levels, fusion, norm_cfg, act_cfg) for _ in range(num_repeats)
+            BiFPNLayer(channels, num_levels, outs, fusion, norm_cfg, act_cfg)
+            for outs in [num_levels] * (num_repeats - 1) + [num_outs]
         )
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

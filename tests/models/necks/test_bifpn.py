@@ -163,8 +163,8 @@ def test_weights_of_one_node() -> None:
 def test_a_batch_of_one_on_levels_of_one_cell(norm: str, size: tuple[int, int]) -> None:
     neck = BiFPN([3, 3], 4, 2, num_levels=5, norm_cfg=dict(type=norm)).train()
     if norm == 'SyncBN':
-        # Without processes to talk to it is a batch norm that insists on a GPU: what matters
-        # here is that the lone cell never reaches it.
+        # On older torch it insists on a GPU: what matters here is that the lone cell never
+        # reaches it.
         for module in neck.modules():
             if isinstance(module, nn.SyncBatchNorm):
                 module.forward = lambda x, m=module: F.batch_norm(
@@ -204,11 +204,31 @@ def test_parameters_and_multiply_adds() -> None:
         (dict(num_repeats=0), 'num_repeats must be at least 1, got 0'),
         (dict(fusion='mean'), "one of .*'fast'.*got 'mean'"),
         (dict(in_channels=[]), 'at least the number of in_channels'),
+        (dict(in_channels=64), 'must list the channels of the levels.*got 64'),
+        (dict(num_outs=9), 'num_outs must be between 1 and num_levels=8, got 9'),
     ],
 )
 def test_errors(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BiFPN(**{**dict(in_channels=[4] * 4, channels=4, num_repeats=1), **options})
+
+
+@pytest.mark.parametrize('num_outs', [1, 2, 5])
+def test_fewer_levels_out_leave_nothing_unused(num_outs: int) -> None:
+    neck = BiFPN([4, 4, 4], 4, 2, num_levels=5, num_outs=num_outs)
+    whole = BiFPN([4, 4, 4], 4, 2, num_levels=5)
+    left_out = whole.load_state_dict(neck.state_dict(), strict=False).missing_keys
+    assert all(key.startswith('layers.1.bottom_up.') for key in left_out)
+    inputs = [torch.randn(2, 4, 16 >> i, 16 >> i) for i in range(3)]
+    outs = neck(inputs)
+    assert len(outs) == num_outs
+    sum(x.square().sum() for x in outs).backward()
+    assert all(p.grad is not None for p in neck.parameters())
+    # The statistics have moved.
+    whole.load_state_dict(neck.state_dict(), strict=False)
+    with torch.no_grad():
+        for a, b in zip(neck.eval()(inputs), whole.eval()(inputs)):
+            torch.testing.assert_close(a, b)
 
 
 def test_wrong_number_of_levels() -> None:
