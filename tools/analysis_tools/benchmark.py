@@ -18,9 +18,9 @@ import contextlib
 import io
 import json
 import os
+import re
 import statistics
 import subprocess
-import re
 import sys
 import time
 import warnings
