@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmseg.registry import DATASETS, HOOKS, MODELS
 
 import mmseg_fusion
-from mmseg_fusion import compat
+from mmseg_fusion import cli, compat
 from mmseg_fusion.cli import installed_tool
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,6 +74,9 @@ def options_of(tool: str) -> set[str]:
     called = re.search(r"run_installed_tool\('(\w+)'\)", source)
     if called:
         source = Path(installed_tool(called.group(1)).__file__).read_text(encoding='utf-8')
+    if 'add_models(' in source:
+        # The options of every tool that takes several models stand in one place.
+        source += inspect.getsource(cli.add_models)
     return set(re.findall(r"'(--[a-z-]+)'", source))
 
 

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import os
-import socket
-import time
 from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 
+from ..distributed import free_port, leave
+
 pytestmark = [pytest.mark.stack, pytest.mark.filterwarnings('ignore')]
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
 
 
 def work(rank: int, world: int, port: int, path: str, options: dict) -> None:
@@ -51,12 +45,7 @@ def work(rank: int, world: int, port: int, path: str, options: dict) -> None:
 
     hook.before_train = keep
     runner.train()
-    # The results are on the disk. A process that takes down Python with gloo's threads at work may
-    # be aborted by a tensor that they free too late: it leaves without doing so, once all are done.
-    (folder / f'done{rank}').touch()
-    while not all((folder / f'done{r}').exists() for r in range(world)):
-        time.sleep(0.02)
-    os._exit(0)
+    leave(folder, rank, world)
 
 
 def run(path: Path, world: int, options: dict) -> list[dict]:

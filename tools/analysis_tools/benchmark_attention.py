@@ -34,7 +34,7 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
 import mmseg_fusion  # noqa: E402, F401  isort: skip
 
 import torch  # noqa: E402
-from benchmark import measure  # noqa: E402  (the script beside this one)
+from benchmark import measure, resident_peak  # noqa: E402  (the script beside this one)
 from prettytable import PrettyTable  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
@@ -186,13 +186,6 @@ def reset_peak() -> bool:
     except OSError:
         return False
     return True
-
-
-def resident_peak() -> int:
-    """The most memory that this process has held since :func:`reset_peak`, in bytes."""
-    lines = Path('/proc/self/status').read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith('VmHWM:'))
-    return int(line.split()[1]) * 1024
 
 
 def growth_of_this_process(variant: str, shape: Shape, groups: int) -> int | None:

@@ -20,7 +20,13 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_checkpoint, check_config  # noqa: E402  isort: skip
+from mmseg_fusion.cli import (  # noqa: E402  isort: skip
+    add_models,
+    check_at_least,
+    check_checkpoint,
+    check_config,
+    check_models,
+)
 
 import torch  # noqa: E402
 from mmengine.config import Config, DictAction  # noqa: E402
@@ -53,27 +59,18 @@ from mmseg_fusion.analysis.layer_features import (  # noqa: E402
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        'models',
-        nargs='+',
-        metavar='CONFIG CHECKPOINT',
-        help='any MMSegmentation config and its checkpoint, or none for the initial weights; '
+    add_models(
+        parser,
+        models='any MMSegmentation config and its checkpoint, or none for the initial weights; '
         'several pairs are drawn side by side',
+        layer='layer whose feature or weight it is, one for all models or one for each; default: '
+        'auto, the classifier of the last decode head',
     )
-    parser.add_argument('--names', nargs='+', help='of the models; default: those of the configs')
     parser.add_argument(
         '--of',
         choices=('centers', 'weights'),
         default='centers',
         help="class centres of the features, or the classifier's weight; default: centers",
-    )
-    parser.add_argument(
-        '--layer',
-        nargs='+',
-        default=['auto'],
-        metavar='NAME',
-        help='layer whose feature or weight it is, one for all models or one for each; default: '
-        'auto, the classifier of the last decode head',
     )
     parser.add_argument(
         '--side',
@@ -106,21 +103,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--out-dir', type=Path, help='default: work_dirs/CONFIG/class_dependency')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
     args = parser.parse_args(argv)
-    if len(args.models) % 2:
-        parser.error(
-            'expected pairs of CONFIG CHECKPOINT (none for the initial weights), got '
-            f'{len(args.models)}: {" ".join(args.models)}'
-        )
-    pairs = len(args.models) // 2
-    if args.names and len(args.names) != pairs:
-        parser.error(f'--names: expected {pairs}, one per model, got {len(args.names)}')
-    if len(args.layer) not in (1, pairs):
-        parser.error(f'--layer: expected 1 or {pairs}, one per model, got {len(args.layer)}')
-    args.layer *= pairs if len(args.layer) == 1 else 1
-    for name, least in (('num_samples', 1), ('num_workers', 0)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            parser.error(f'--{name.replace("_", "-")} must be at least {least}, got {value}')
+    check_models(parser, args)
+    check_at_least(parser, args, num_samples=1, num_workers=0)
     if args.ann_dir and not args.images:
         parser.error('--ann-dir belongs to --images: give both')
     if args.matrix and args.matrix.suffix not in ('.npz', '.json'):

@@ -21,7 +21,13 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_checkpoint, check_config  # noqa: E402  isort: skip
+from mmseg_fusion.cli import (  # noqa: E402  isort: skip
+    add_models,
+    check_at_least,
+    check_checkpoint,
+    check_config,
+    check_models,
+)
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -54,14 +60,13 @@ from mmseg_fusion.analysis.pixel_relation import (  # noqa: E402
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        'models',
-        nargs='+',
-        metavar='CONFIG CHECKPOINT',
-        help='any MMSegmentation config and its checkpoint, or none for the initial weights; '
+    add_models(
+        parser,
+        models='any MMSegmentation config and its checkpoint, or none for the initial weights; '
         'several pairs are drawn side by side',
+        layer='layer whose feature it is, one for all models or one for each; default: auto, the '
+        'classifier of the last decode head',
     )
-    parser.add_argument('--names', nargs='+', help='of the models; default: those of the configs')
     parser.add_argument(
         '--point',
         nargs=2,
@@ -73,14 +78,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--max-points', type=int, default=4, help='classes per image without --point; default: 4'
-    )
-    parser.add_argument(
-        '--layer',
-        nargs='+',
-        default=['auto'],
-        metavar='NAME',
-        help='layer whose feature it is, one for all models or one for each; default: auto, the '
-        'classifier of the last decode head',
     )
     parser.add_argument(
         '--side',
@@ -107,21 +104,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--out-dir', type=Path, help='default: work_dirs/CONFIG/pixel_relation')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
     args = parser.parse_args(argv)
-    if len(args.models) % 2:
-        parser.error(
-            'expected pairs of CONFIG CHECKPOINT (none for the initial weights), got '
-            f'{len(args.models)}: {" ".join(args.models)}'
-        )
-    pairs = len(args.models) // 2
-    if args.names and len(args.names) != pairs:
-        parser.error(f'--names: expected {pairs}, one per model, got {len(args.names)}')
-    if len(args.layer) not in (1, pairs):
-        parser.error(f'--layer: expected 1 or {pairs}, one per model, got {len(args.layer)}')
-    args.layer *= pairs if len(args.layer) == 1 else 1
-    for name in ('max_points', 'num_samples'):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f'--{name.replace("_", "-")} must be at least 1, got {value}')
+    check_models(parser, args)
+    check_at_least(parser, args, max_points=1, num_samples=1)
     if args.ann_dir and not args.images:
         parser.error('--ann-dir belongs to --images: give both')
     if args.num_samples and args.indices:

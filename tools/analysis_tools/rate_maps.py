@@ -19,7 +19,13 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_checkpoint, check_config  # noqa: E402  isort: skip
+from mmseg_fusion.cli import (  # noqa: E402  isort: skip
+    add_models,
+    check_at_least,
+    check_checkpoint,
+    check_config,
+    check_models,
+)
 
 import torch  # noqa: E402
 from mmengine.config import Config, DictAction  # noqa: E402
@@ -42,20 +48,11 @@ from mmseg_fusion.analysis.rate_maps import (  # noqa: E402
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        'models',
-        nargs='+',
-        metavar='CONFIG CHECKPOINT',
-        help='any MMSegmentation config with an ASPP or KSAC head and its checkpoint, or none for '
-        'the initial weights; several pairs are drawn together',
-    )
-    parser.add_argument('--names', nargs='+', help='of the models; default: those of the configs')
-    parser.add_argument(
-        '--layer',
-        nargs='+',
-        default=['auto'],
-        metavar='NAME',
-        help='the pyramid, if a model has several: one name for all models or one for each',
+    add_models(
+        parser,
+        models='any MMSegmentation config with an ASPP or KSAC head and its checkpoint, or none '
+        'for the initial weights; several pairs are drawn together',
+        layer='the pyramid, if a model has several: one name for all models or one for each',
     )
     parser.add_argument('--count', type=int, default=25, help='maps per rate; default: 25')
     parser.add_argument(
@@ -77,21 +74,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--out-dir', type=Path, help='default: work_dirs/CONFIG/rate_maps')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
     args = parser.parse_args(argv)
-    if len(args.models) % 2:
-        parser.error(
-            'expected pairs of CONFIG CHECKPOINT (none for the initial weights), got '
-            f'{len(args.models)}: {" ".join(args.models)}'
-        )
-    pairs = len(args.models) // 2
-    if args.names and len(args.names) != pairs:
-        parser.error(f'--names: expected {pairs}, one per model, got {len(args.names)}')
-    if len(args.layer) not in (1, pairs):
-        parser.error(f'--layer: expected 1 or {pairs}, one per model, got {len(args.layer)}')
-    args.layer *= pairs if len(args.layer) == 1 else 1
-    for name in ('count', 'num_samples'):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f'--{name.replace("_", "-")} must be at least 1, got {value}')
+    check_models(parser, args)
+    check_at_least(parser, args, count=1, num_samples=1)
     if args.num_samples and args.indices:
         parser.error('--indices says which images, --num-samples how many: give either')
     if args.num_samples is None and not args.images:

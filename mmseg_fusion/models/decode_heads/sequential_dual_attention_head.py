@@ -13,7 +13,7 @@ from mmseg.registry import MODELS
 from mmseg.utils import ConfigType, SampleList, add_prefix
 from torch import Tensor, nn
 
-from ..layers.attention import _without_autocast
+from ..layers.precision import without_autocast
 
 #: The first attention, whose answer the extra branch gives, and the second, by ``order``.
 _ORDERS = {'channel_spatial': ('cam', 'pam'), 'spatial_channel': ('pam', 'cam')}
@@ -98,7 +98,7 @@ class SequentialDualAttentionHead(BaseDecodeHead):
         if name == 'pam':
             return self.pam_out_conv(self.pam(x))
         # Its similarities are sums over all pixels, too large for float16.
-        with _without_autocast(x.device.type):
+        with without_autocast(x.device.type):
             attended = self.cam(x.to(torch.promote_types(x.dtype, torch.float32)))
         return self.cam_out_conv(attended.to(x.dtype))
 

@@ -7,7 +7,6 @@ Sydney, 2022, chapter 3; Huang et al., "Channelized Axial Attention", AAAI 2022,
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, Union
 
 import torch
@@ -17,6 +16,8 @@ from mmengine.model import xavier_init
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .precision import without_autocast
+
 Implementation = Literal['factorized', 'grouped']
 Bias = Union[bool, Literal['auto']]
 
@@ -25,18 +26,6 @@ IMPLEMENTATIONS: tuple[str, ...] = ('factorized', 'grouped')
 #: Batch norm as the method's authors set it, in PyTorch's sense of momentum.
 BATCH_NORM = dict(type='BN', eps=1e-3, momentum=0.1)
 RELU = dict(type='ReLU')
-
-# torch < 2.4 has no such function, and its autocast knows these two devices for certain.
-_autocast_available = getattr(
-    torch.amp, 'is_autocast_available', lambda device_type: device_type in ('cpu', 'cuda')
-)
-
-
-def _without_autocast(device_type: str) -> AbstractContextManager:
-    """Context in which operators keep the types that they are given."""
-    if _autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
 
 
 def _wide(query: Tensor, value: Tensor) -> torch.dtype:
@@ -51,7 +40,7 @@ def attention_map(query: Tensor, key: Tensor, scale: float = 1.0) -> Tensor:
         query (..., L, D), key (..., M, D); result (..., L, M), each row sums to 1.
     """
     dtype = _wide(query, key)
-    with _without_autocast(query.device.type):
+    with without_autocast(query.device.type):
         return (scale * query.to(dtype) @ key.to(dtype).transpose(-2, -1)).softmax(-1)
 
 
@@ -78,7 +67,7 @@ def dot_product_attention(
     if scale is not None:
         # The function's own scale is 1 / sqrt(D); torch 2.0 has no argument to change it.
         query = query * (scale * math.sqrt(query.shape[-1]))
-    with _without_autocast(query.device.type):
+    with without_autocast(query.device.type):
         out = F.scaled_dot_product_attention(query, key, value.to(dtype))
     return out.to(value.dtype)
 

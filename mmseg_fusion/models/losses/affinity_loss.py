@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from ..layers.precision import without_autocast
+
 # Below it a ratio counts as 0, as in torch's gradient of the binary cross entropy.
 _SMALLEST = 1e-12
 
@@ -89,7 +91,7 @@ class AffinityLoss(nn.Module):
         # Ids are small integers, which float32 holds exactly.
         label = F.interpolate(label[:, None].float(), prior.shape[2:], mode='nearest').flatten(1)
         known = label != ignore_index if self.ignored == 'leave_out' else None
-        with torch.autocast(device_type=prior.device.type, enabled=False):
+        with without_autocast(prior.device.type):
             logits = prior if prior.dtype == torch.float64 else prior.float()
             return self.loss_weight * self._loss(logits.flatten(2), label, known)
 

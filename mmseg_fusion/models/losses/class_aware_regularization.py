@@ -15,6 +15,8 @@ from mmengine.dist import all_reduce, get_world_size
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from ..layers.precision import without_autocast
+
 # The authors' guards: the floor of the intra-class loss and Keras' epsilon in the other two.
 FLOOR, EPSILON = 1e-5, 1e-7
 
@@ -387,7 +389,7 @@ class ClassAwareRegularization(nn.Module):
     def forward(self, feat: Tensor, label: Tensor) -> dict[str, Tensor]:
         """The losses of a feature (N, C, H, W) under labels (N, h, w) of any size."""
         label = self._check(feat, label)
-        with torch.autocast(device_type=feat.device.type, enabled=False):
+        with without_autocast(feat.device.type):
             x = feat if feat.dtype == torch.float64 else feat.float()
             label = resample_label(label, x.shape[2:])
             if self.pool > 1:

@@ -280,9 +280,9 @@ class CAREncoderDecoder(EncoderDecoder):
         if self.car_loss is None:
             return super()._decode_head_forward_train(inputs, data_samples)
         labels = torch.stack([sample.gt_sem_seg.data for sample in data_samples]).squeeze(1)
-        # Before the head's own loss, which says less about a label that is no class.
-        for criterion in self.car_loss:
-            getattr(criterion, 'check_labels', lambda label: None)(labels)
+        # Before the head's own loss, which says less about a label that is no class. All criteria
+        # have the same classes.
+        getattr(self.car_loss[0], 'check_labels', lambda label: None)(labels)
         layers = [self.get_submodule(name) for name in self.car_layers]
         for layer in layers:
             layer.keep_features = True

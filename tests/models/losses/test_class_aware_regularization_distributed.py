@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import os
-import socket
-import time
 from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 
+from ...distributed import free_port, leave
+
 pytestmark = [pytest.mark.stack, pytest.mark.filterwarnings('ignore')]
 
 CLASSES, CHANNELS = 5, 6
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
 
 
 def batch(case: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,11 +92,7 @@ def work(rank: int, world: int, port: int, path: str) -> None:
     folder = Path(path)
     init_dist('pytorch', backend='gloo')
     torch.save({case: train_step(case, rank, world) for case in CASES}, folder / f'rank{rank}.pth')
-    # As in the hook's test: leave without taking down Python under gloo's threads.
-    (folder / f'done{rank}').touch()
-    while not all((folder / f'done{r}').exists() for r in range(world)):
-        time.sleep(0.02)
-    os._exit(0)
+    leave(folder, rank, world)
 
 
 @pytest.fixture(scope='module')

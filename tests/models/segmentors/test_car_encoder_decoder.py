@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import pickle
-import time
 from pathlib import Path
 
 # First of all, for the processes that are started here.
@@ -27,7 +26,7 @@ from mmseg_fusion.analysis import count
 from mmseg_fusion.models.layers import ClassAwareConv
 from mmseg_fusion.models.segmentors import CAREncoderDecoder, merge_car
 
-from ...engine.test_scale_equalizer_distributed import free_port
+from ...distributed import free_port, leave
 from ...testers.toys import segmentor_config, toy_samples
 
 LEVELS = (8, 16, 32, 64)
@@ -472,10 +471,7 @@ def _work(rank: int, world: int, port: int, path: str) -> None:
         model.parse_losses(log)[0].backward()
     c2c = float(log['decode.loss_car_inter_c2c'])
     torch.save(dict(c2c=c2c, grad=model.decode_head.conv_seg.weight.grad), f'{path}/{rank}.pth')
-    Path(path, f'done{rank}').touch()
-    while not all(Path(path, f'done{r}').exists() for r in range(world)):
-        time.sleep(0.02)
-    os._exit(0)
+    leave(Path(path), rank, world)
 
 
 def test_two_processes_have_one_set_of_centres(tmp_path: Path) -> None:
