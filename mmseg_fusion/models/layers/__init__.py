@@ -7,6 +7,7 @@ from .attention import (
     SelfAttention,
 )
 from .class_aware_conv import ClassAwareConv
+from .dense_feature_pyramid import DenseFeaturePyramid
 from .kernel_sharing import KernelSharingAtrousConv
 from .scale_equalizer import ScaleEqualizer, fold_scale_equalizer
 
@@ -15,6 +16,7 @@ __all__ = [
     'ChannelizedAxialAttention',
     'ChannelizedSelfAttention',
     'ClassAwareConv',
+    'DenseFeaturePyramid',
     'KernelSharingAtrousConv',
     'ScaleEqualizer',
     'SelfAttention',

@@ -1,0 +1,193 @@
+"""Decode head of GFF: context, gated fully fusion, dense feature pyramid, classifier.
+
+Li et al., "Gated Fully Fusion for Semantic Segmentation", AAAI 2020, arXiv 1904.01803.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from mmcv.cnn import ConvModule
+from mmengine.logging import print_log
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.registry import MODELS
+from torch import Tensor, nn
+
+from ..layers.dense_feature_pyramid import DenseFeaturePyramid, Form, stack_features
+from ..layers.headless import build_headless, one_feature
+from ..necks.gated_fully_fusion import TOP_DOWN
+
+
+@MODELS.register_module()
+class GFFHead(BaseDecodeHead):
+    """GFFNet behind any backbone (figure 3).
+
+    The context :math:`y_0` of the last level (pyramid pooling, ASPP, any decode head without its
+    classifier); the levels fused by
+    :class:`~mmseg_fusion.models.necks.GatedFullyFusion`; with ``dfp``, the
+    :class:`~mmseg_fusion.models.layers.DenseFeaturePyramid` over both. What comes out is resized to
+    the finest level, concatenated, and classified. A neck would hide the backbone's levels from
+    the context and from the auxiliary head, so the fusion is part of the head.
+
+    Args:
+        neck: arguments of ``GatedFullyFusion`` (or, with ``type``, another neck with its
+            interface): ``dict(fusion='concat')`` is that row of table 1. ``in_channels``,
+            ``channels``, ``align_corners`` and the configs of the layers are the head's where they
+            are not given.
+        context: config of the decode head that gives :math:`y_0`; ``in_channels``, ``in_index``
+            (into the backbone's levels) default to those of the last level that is fused,
+            ``channels`` and the rest to the head's. The paper's is that of PSPNet.
+        fuse_context: whether the context is the last level of the fusion as well. ``'auto'``: for
+            FPN and gated FPN, which the paper runs over five levels so.
+        dfp: None, ``'conv'`` (equation 6) or ``'dilated'`` (the authors' code, which needs
+            ``fuse_context=True``).
+        num_convs: convolutions between the concatenation and the classifier.
+        kernel_size: of these.
+        **kwargs: arguments of ``BaseDecodeHead``; ``channels`` is the width of the fusion and of
+            the convolutions before the classifier.
+
+    Shape:
+        Inputs: the backbone's levels (N, C_l, H_l, W_l), finest first, of which ``in_index`` lists
+        those that are fused. Logits (N, num_classes, H_1, W_1) at the size of the finest of them.
+
+    Raises:
+        ValueError: an option that is none of the above, ``dfp='dilated'`` without the context in
+            the fusion, or an error of a part.
+
+    Chosen: one 1x1 convolution with norm and activation between the concatenation and the
+    classifier. The paper speaks only of the concatenation, and the authors' code has two 3x3
+    convolutions there (``num_convs=2, kernel_size=3``), which would cost more than table 3 has
+    room for. Without ``dfp`` the context and the fused levels are concatenated (chosen).
+
+    The checkpoint of a head of the type of ``context`` can be loaded, as section 4.1.1 of the paper
+    begins from a trained PSPNet: its weights then become the context's, and the rest starts fresh.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        channels: int,
+        *,
+        neck: dict | None = None,
+        context: dict = dict(type='PSPHead', channels=512, pool_scales=(1, 2, 3, 6)),  # noqa: B006
+        fuse_context: bool | Literal['auto'] = 'auto',
+        dfp: Form | None = None,
+        num_convs: int = 1,
+        kernel_size: int = 1,
+        in_index: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(in_channels, (list, tuple)):
+            raise ValueError(
+                'GFFHead: in_channels must list the channels of the fused levels, finest first, '
+                f'got {in_channels!r}'
+            )
+        in_index = list(range(len(in_channels))) if in_index is None else in_index
+        super().__init__(
+            in_channels=in_channels,
+            channels=channels,
+            in_index=in_index,
+            input_transform='multiple_select',
+            **kwargs,
+        )
+        if num_convs < 0 or kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(
+                'GFFHead: num_convs must not be negative and kernel_size odd, got '
+                f'{num_convs=}, {kernel_size=}'
+            )
+        conv = dict(conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
+        common = dict(align_corners=self.align_corners, **conv)
+        self.context, context_channels = build_headless(
+            'GFFHead: context',
+            context,
+            in_channels=self.in_channels[-1],
+            in_index=self.in_index[-1],
+            channels=channels,
+            num_classes=self.num_classes,
+            init_cfg=None,
+            **common,
+        )
+        neck = dict(neck or {})
+        fusion = neck.get('fusion', 'gff')
+        self.fuse_context = fusion in TOP_DOWN if fuse_context == 'auto' else fuse_context
+        levels = [*self.in_channels, context_channels] if self.fuse_context else self.in_channels
+        self.neck = MODELS.build(
+            dict(
+                dict(type='GatedFullyFusion', in_channels=levels, channels=channels, **common),
+                **neck,
+            )
+        )
+        width = self.neck.channels
+        self.pyramid = None
+        if dfp is not None:
+            if dfp == 'dilated' and not self.fuse_context:
+                raise ValueError(
+                    "GFFHead: dfp='dilated' begins with the fused context: set fuse_context=True"
+                )
+            self.pyramid = DenseFeaturePyramid(
+                width, len(levels), context_channels, dfp, self.align_corners, **conv
+            )
+        # What is concatenated: see _forward_feature.
+        if self.pyramid is None:
+            total = len(levels) * width + (0 if self.fuse_context else context_channels)
+        else:
+            total = self.pyramid.num_outs * width + (width if dfp == 'dilated' else 0)
+        self.final = nn.Sequential(
+            *(
+                ConvModule(
+                    channels if i else total,
+                    channels,
+                    kernel_size,
+                    padding=kernel_size // 2,
+                    **conv,
+                )
+                for i in range(num_convs)
+            )
+        )
+        if not num_convs:
+            self.conv_seg = nn.Conv2d(total, self.out_channels, 1)
+
+    def _forward_feature(self, inputs: Sequence[Tensor]) -> Tensor:
+        """What the classifier sees, at the size of the finest level."""
+        levels = self._transform_inputs(inputs)
+        context = one_feature('GFFHead: context', self.context, self.context(inputs))
+        if self.fuse_context:
+            levels = [*levels, context]
+        fused, reduced = self.neck(levels, with_reduced=True)
+        if self.pyramid is None:
+            outs = [*fused] if self.fuse_context else [context, *fused]
+        else:
+            outs = self.pyramid(context, fused)
+            if self.pyramid.form == 'dilated':
+                # In the order of the authors' code: its checkpoints could be read.
+                outs.insert(1, reduced[-1])
+        return self.final(stack_features(outs, fused[0], self.align_corners))
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Logits (N, num_classes, H_1, W_1)."""
+        return self.cls_seg(self._forward_feature(inputs))
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        _adopt_context(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _adopt_context(head: GFFHead, state_dict: dict, prefix: str) -> None:
+    """Gives the weights of a plain head of the context's type to the context."""
+    if any(key.startswith(f'{prefix}context.') for key in state_dict):
+        return
+    own = head.context.state_dict()
+    found = [key for key in own if f'{prefix}{key}' in state_dict]
+    if len(found) < len(own):
+        return
+    for key in found:
+        state_dict[f'{prefix}context.{key}'] = state_dict.pop(f'{prefix}{key}')
+    for name in ('weight', 'bias'):
+        # The classifier saw other features.
+        state_dict.pop(f'{prefix}conv_seg.{name}', None)
+    print_log(
+        f'GFFHead: the weights of a {type(head.context).__name__} go to {prefix}context; fusion '
+        'and classifier start fresh',
+        logger='current',
+    )

@@ -1,0 +1,117 @@
+"""Dense feature pyramid (DFP) behind gated fully fusion.
+
+Li et al., "Gated Fully Fusion for Semantic Segmentation", AAAI 2020, arXiv 1904.01803.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from mmcv.cnn import ConvModule
+from mmseg.models.utils import resize
+from torch import Tensor, nn
+
+Form = Literal['conv', 'dilated']
+
+
+def stack_features(features: Sequence[Tensor], like: Tensor, align_corners: bool) -> Tensor:
+    """The features, resized bilinearly to the size of ``like``, along the channels."""
+    size = like.shape[2:]
+    return torch.cat(
+        [
+            x
+            if x.shape[2:] == size
+            else resize(x, size, None, 'bilinear', align_corners, warning=False)
+            for x in features
+        ],
+        1,
+    )
+
+
+class DenseFeaturePyramid(nn.Module):
+    r"""Densely connected levels, from the context down to the finest (equation 6).
+
+    - ``form='conv'``, the paper: :math:`y_i = H_i([y_0, \tilde X_1, ..., \tilde X_{i-1}])` with
+      the context :math:`y_0`, the fused levels top-down, and a single convolution (with norm and
+      activation) for each :math:`H_i`, from i = 1 to L + 1. Chosen: up to L + 1, since up to L
+      the finest level would enter nothing; and 1x1, since table 3 gives the whole module 0.8 M
+      parameters, of which one 3x3 convolution would take more.
+    - ``form='dilated'``, the authors' code: :math:`y_i = D_{3i}([y_1, ..., y_{i-1}, \tilde X_i])`
+      with the fused levels top-down, the first of them the context, and :math:`D_r` = norm,
+      activation, 1x1 convolution, norm, activation, 3x3 convolution of dilation r, both with bias.
+
+    Each y has the size of the finest level that enters it; what enters is resized bilinearly.
+
+    Args:
+        channels: of the fused levels and of each y.
+        num_levels: number L of fused levels.
+        context_channels: channels of :math:`y_0`; ``'dilated'`` takes none.
+        form: see above.
+        align_corners: of the resizing.
+        conv_cfg, norm_cfg, act_cfg: of every convolution.
+
+    Shape:
+        - context: (N, context_channels, H, W).
+        - levels: L tensors (N, channels, H_l, W_l), finest first.
+        - output: the :math:`y_i` (N, channels, ...), L + 1 for ``'conv'``, L for ``'dilated'``.
+
+    Raises:
+        ValueError: an unknown ``form``.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_levels: int,
+        context_channels: int,
+        form: Form = 'conv',
+        align_corners: bool = False,
+        conv_cfg: dict | None = None,
+        norm_cfg: dict | None = dict(type='BN'),  # noqa: B006
+        act_cfg: dict | None = dict(type='ReLU'),  # noqa: B006
+    ) -> None:
+        super().__init__()
+        if form not in get_args(Form):
+            raise ValueError(
+                f'form of the dense feature pyramid must be one of {get_args(Form)}, got {form!r}'
+            )
+        self.form = form
+        self.align_corners = align_corners
+        conv = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg, act_cfg=act_cfg)
+        self.layers = nn.ModuleList()
+        if form == 'conv':
+            self.num_outs = num_levels + 1
+            for i in range(self.num_outs):
+                self.layers.append(ConvModule(context_channels + i * channels, channels, 1, **conv))
+            return
+        self.num_outs = num_levels
+        # What enters is used again: nothing of it may be overwritten.
+        before = dict(order=('norm', 'act', 'conv'), bias=True, inplace=False, **conv)
+        for i in range(self.num_outs):
+            rate = 3 * (i + 1)
+            self.layers.append(
+                nn.Sequential(
+                    ConvModule((i + 1) * channels, channels, 1, **before),
+                    ConvModule(channels, channels, 3, padding=rate, dilation=rate, **before),
+                )
+            )
+
+    def forward(self, context: Tensor | None, levels: Sequence[Tensor]) -> list[Tensor]:
+        """The :math:`y_i`, coarsest first; see the class for shapes."""
+        outs: list[Tensor] = []
+        top_down = levels[::-1]
+        if self.form == 'conv':
+            seen = [context]
+            for i, layer in enumerate(self.layers):
+                outs.append(layer(stack_features(seen, seen[-1], self.align_corners)))
+                if i < len(top_down):
+                    seen.append(top_down[i])
+            return outs
+        for x, layer in zip(top_down, self.layers):
+            outs.append(layer(stack_features([*outs, x], x, self.align_corners)))
+        return outs
+
+    def extra_repr(self) -> str:
+        return f'form={self.form!r}'
