@@ -51,7 +51,8 @@ def dot_product_attention(
 
     The thesis leaves the logits unscaled: 64 channels of size 32 already exceed what float16
     holds, and bfloat16 rounds a logit of 300 by 1. So logits, softmax and sum are float32 under
-    AMP as well; only the result goes back to the type of ``value``.
+    AMP as well; only the result goes back to the type of ``value``. Logits that are divided by
+    ``sqrt(D)`` stay in the type of the operands, in which PyTorch's fused kernels are fastest.
 
     Args:
         query: (..., L, D).
@@ -62,11 +63,11 @@ def dot_product_attention(
     Returns:
         (..., L, C) in the type of ``value``.
     """
+    if scale is None:
+        return F.scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value)
     dtype = _wide(query, value)
-    query, key = query.to(dtype), key.to(dtype)
-    if scale is not None:
-        # The function's own scale is 1 / sqrt(D); torch 2.0 has no argument to change it.
-        query = query * (scale * math.sqrt(query.shape[-1]))
+    # The function's own scale is 1 / sqrt(D); torch 2.0 has no argument to change it.
+    query, key = query.to(dtype) * (scale * math.sqrt(query.shape[-1])), key.to(dtype)
     with without_autocast(query.device.type):
         out = F.scaled_dot_product_attention(query, key, value.to(dtype))
     return out.to(value.dtype)

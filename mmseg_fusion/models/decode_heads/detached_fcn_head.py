@@ -1,0 +1,29 @@
+"""A fully convolutional head that looks at features without moving them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmseg.models.decode_heads import FCNHead
+from mmseg.registry import MODELS
+from torch import Tensor
+
+
+@MODELS.register_module()
+class DetachedFCNHead(FCNHead):
+    """MMSegmentation's FCN head behind a stop-gradient: a probe of a backbone's features.
+
+    Huang et al., "High-level Feature Guided Decoding for Semantic Segmentation", arXiv 2303.08646,
+    section 5.1: beside an upsampler that trains the backbone, it measures how good the high-level
+    features have remained.
+
+    Args:
+        **kwargs: arguments of ``FCNHead``.
+
+    Shape:
+        As ``FCNHead``; no gradient reaches its inputs.
+    """
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Logits (N, num_classes, H, W)."""
+        return super().forward([x.detach() for x in inputs])
