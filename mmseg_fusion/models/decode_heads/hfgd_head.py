@@ -12,7 +12,7 @@ import torch
 from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..layers.attention import AxialAttention
@@ -65,11 +65,11 @@ class HFGDHead(BaseDecodeHead):
     Raises:
         ValueError: a part has the wrong width or is no decode head with one output.
 
-    Chosen, the paper does not say: a teacher without an encoder is the paper's basic FCN, one 3x3
-    convolution from the level to the tokens' width (its own feature is then what guides, the level
-    itself enters the upsampler); an encoder of another width than the tokens has a 1x1 convolution
-    to it. Axial attention: 4 heads as in the authors' library, query, key and value of all
-    channels; both passes share query and key.
+    Chosen, the paper does not say: without an encoder the teacher is the basic FCN of the authors
+    (3x3 convolution to twice the tokens' width, 1x1 convolution to it), on the level itself, and
+    the level itself enters the upsampler; an encoder of another width than the tokens has a 1x1
+    convolution to it. Axial attention: 4 heads as in the authors' library, query, key and value of
+    all channels; both passes share query and key.
     """
 
     def __init__(
@@ -139,11 +139,13 @@ class HFGDHead(BaseDecodeHead):
                 'decode_head.upsampler.channels'
             )
         self.teacher_conv = None
-        if guidance and (encoder is None or high_channels != channels):
-            kernel = 3 if encoder is None else 1
-            self.teacher_conv = ConvModule(
-                high_channels, channels, kernel, padding=kernel // 2, **conv
+        if guidance and encoder is None:
+            self.teacher_conv = nn.Sequential(
+                ConvModule(high_channels, 2 * channels, 3, padding=1, **conv),
+                ConvModule(2 * channels, channels, 1, **conv),
             )
+        elif guidance and high_channels != channels:
+            self.teacher_conv = ConvModule(high_channels, channels, 1, **conv)
         self.axial_attention = None
         if axial_attention is not False:
             options = dict(
