@@ -1,7 +1,8 @@
 """Backbones that MMSegmentation lacks."""
 
+from .dilated_densenet import DilatedDenseNet
 from .dilated_efficientnet import DilatedEfficientNet
 from .scaled_efficientnet import ScaledEfficientNet
 from .xception import AlignedXception
 
-__all__ = ['AlignedXception', 'DilatedEfficientNet', 'ScaledEfficientNet']
+__all__ = ['AlignedXception', 'DilatedDenseNet', 'DilatedEfficientNet', 'ScaledEfficientNet']

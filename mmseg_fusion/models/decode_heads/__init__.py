@@ -4,6 +4,7 @@ from .batch_norm_after_upsampling import batch_norm_after_upsampling
 from .caa_head import CAAHead
 from .context_augmented_encoder import ContextAugmentedEncoder
 from .cp_head import CPHead
+from .dense_aspp_head import DenseASPPHead
 from .detached_fcn_head import DetachedFCNHead
 from .eseg_head import ESegHead
 from .gff_head import GFFHead
@@ -17,6 +18,7 @@ __all__ = [
     'CAAHead',
     'CPHead',
     'ContextAugmentedEncoder',
+    'DenseASPPHead',
     'DetachedFCNHead',
     'ESegHead',
     'GFFHead',
