@@ -1,0 +1,247 @@
+"""Last features in the plane by UMAP, for models side by side (figure 4 of arXiv 2303.08646).
+
+    python tools/analysis_tools/feature_umap.py CONFIG CHECKPOINT [CONFIG CHECKPOINT ...]
+
+Takes the features before the classifier at random labelled pixels, the same for all models, and
+draws one scatter plot per model, coloured by class. Two numbers of the features themselves, not of
+the plot, say how compact the classes are and how far apart. Needs ``mmseg-fusion[umap]``, but for
+``--embedding pca``. ``none`` in place of a checkpoint stands for the initial weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
+    sys.path.insert(0, str(ROOT))
+
+# First of all: it meets the third-party quirks before anything of mmseg is imported.
+from mmseg_fusion.cli import (  # noqa: E402  isort: skip
+    add_models,
+    check_at_least,
+    check_checkpoint,
+    check_config,
+    check_models,
+)
+
+import torch  # noqa: E402
+from mmengine.config import Config, DictAction  # noqa: E402
+from mmengine.logging import MMLogger  # noqa: E402
+from mmengine.utils import track_iter_progress  # noqa: E402
+from prettytable import PrettyTable  # noqa: E402
+
+from mmseg_fusion.analysis.feature_umap import (  # noqa: E402
+    Embed,
+    Embedding,
+    PixelSample,
+    Sample,
+    draw_embeddings,
+    embed_sample,
+    find_classes,
+    load_umap,
+    pca_embedding,
+    save_embeddings,
+    umap_embedding,
+)
+from mmseg_fusion.analysis.layer_features import (  # noqa: E402
+    DataInfo,
+    ImageSet,
+    InputError,
+    batches,
+    check_alike,
+    data_info,
+    find_layer,
+    load_segmentor,
+    model_names,
+    observe,
+)
+
+PICTURES = ('.png', '.pdf', '.svg')
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_models(
+        parser,
+        models='any MMSegmentation config and its checkpoint, or none for the initial weights; '
+        'several pairs are drawn side by side',
+        layer='layer whose feature it is, one for all models or one for each; default: auto, the '
+        'classifier of the last decode head',
+    )
+    parser.add_argument(
+        '--side',
+        choices=('input', 'output'),
+        default='input',
+        help='whether the feature is what the layer takes or gives; default: input',
+    )
+    parser.add_argument(
+        '--classes',
+        nargs='+',
+        metavar='CLASS',
+        help='names or numbers; default: the eight with most pixels',
+    )
+    parser.add_argument(
+        '--pixels-per-class',
+        type=int,
+        default=500,
+        help='at most, equally many of every image; default: 500',
+    )
+    parser.add_argument(
+        '--embedding',
+        choices=('umap', 'pca'),
+        default='umap',
+        help='UMAP, or two principal components; default: umap',
+    )
+    parser.add_argument(
+        '--num-neighbors', type=int, default=15, help='n_neighbors of UMAP; default: 15'
+    )
+    parser.add_argument(
+        '--min-dist', type=float, default=0.1, help='min_dist of UMAP, 0 to 1; default: 0.1'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='of pixels and UMAP; default: 0')
+    parser.add_argument('--split', choices=('val', 'test'), default='val', help='default: val')
+    parser.add_argument(
+        '--images', nargs='+', default=[], help='image files or folders, not the data set'
+    )
+    parser.add_argument('--ann-dir', help='folder of the labels of --images')
+    parser.add_argument(
+        '--num-samples',
+        type=int,
+        help='images, evenly over the set; default: 100, or all --images',
+    )
+    parser.add_argument('--num-workers', type=int, default=0, help='processes that read images')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--json', type=Path, help='also write points, pixels and numbers: FILE')
+    parser.add_argument('--title', default='', help='of the picture')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        help=f'picture ({", ".join(PICTURES)}); default: '
+        'work_dirs/CONFIG/feature_umap/feature_EMBEDDING.png',
+    )
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
+    args = parser.parse_args(argv)
+    check_models(parser, args)
+    check_at_least(
+        parser, args, pixels_per_class=1, num_neighbors=2, seed=0, num_samples=1, num_workers=0
+    )
+    if not 0 <= args.min_dist <= 1:
+        parser.error(f'--min-dist: expected a number from 0 to 1, got {args.min_dist}')
+    if bool(args.ann_dir) != bool(args.images):
+        parser.error('--images need labels, and --ann-dir says where they are: give both')
+    if args.out and args.out.suffix.lower() not in PICTURES:
+        parser.error(f'--out: expected a file name in {", ".join(PICTURES)}, got {args.out}')
+    if args.num_samples is None and not args.images:
+        args.num_samples = 100
+    return args
+
+
+def chosen_embedding(args: argparse.Namespace) -> Embed:
+    """The embedding that was asked for.
+
+    Raises:
+        ImportError: umap-learn is not installed.
+    """
+    if args.embedding == 'pca':
+        return pca_embedding
+    # Now, and not when all images have gone through the models.
+    load_umap()
+    return functools.partial(
+        umap_embedding,
+        seed=args.seed,
+        num_neighbors=args.num_neighbors,
+        min_dist=args.min_dist,
+    )
+
+
+def collect(args: argparse.Namespace) -> tuple[Sample, list[str], DataInfo]:
+    """The pixels as every model sees them, the names of the models, and the classes."""
+    configs, checkpoints = args.models[::2], args.models[1::2]
+    for config, checkpoint in zip(configs, checkpoints):
+        check_config(config)
+        if checkpoint != 'none':
+            check_checkpoint(checkpoint)
+    cfgs = [Config.fromfile(config) for config in configs]
+    for cfg in cfgs:
+        cfg.merge_from_dict(args.cfg_options or {})
+    names = args.names or model_names(configs, checkpoints)
+    infos = [data_info(cfg, args.split) for cfg in cfgs]
+    classes = infos[0].classes
+    wanted = find_classes(args.classes or (), classes)
+    models = [
+        load_segmentor(cfg, None if checkpoint == 'none' else checkpoint, args.device)
+        for cfg, checkpoint in zip(cfgs, checkpoints)
+    ]
+    check_alike(names, infos, models)
+    layers = [find_layer(model, layer) for model, layer in zip(models, args.layer)]
+    for name, layer in zip(names, layers):
+        print(f'{name}: {args.side} of {layer}')
+    sets = [ImageSet(cfg, args.split, args.images, args.ann_dir, args.num_samples) for cfg in cfgs]
+    for name, images in zip(names, sets):
+        if len(images) != len(sets[0]):
+            raise InputError(
+                f'models side by side need the same images: {names[0]} has {len(sets[0])}, {name} '
+                f'has {len(images)} in {args.split}_dataloader'
+            )
+    drawn = PixelSample(len(classes), args.pixels_per_class, args.seed)
+    together = zip(*(batches(images, args.num_workers) for images in sets))
+    for samples in track_iter_progress((together, len(sets[0]))):
+        drawn.add(
+            [
+                observe(model, batch, layer, args.side, False, info.ignore_index)
+                for model, batch, layer, info in zip(models, samples, layers, infos)
+            ]
+        )
+    print()
+    absent = [classes[c] for c in wanted if not drawn.counts[c]]
+    if absent:
+        print(f'absent: {", ".join(absent)}')
+    return drawn.take(wanted or drawn.most_frequent(8)), names, infos[0]
+
+
+def report(maps: list[Embedding]) -> None:
+    """Prints the numbers of every model."""
+    table = PrettyTable(['model', 'pixels', 'channels', 'silhouette', 'within / between'])
+    table.align['model'] = 'l'
+    for entry in maps:
+        numbers = [f'{v:.4f}' for v in (entry.silhouette, entry.within_between)]
+        table.add_row([entry.name, len(entry.points), entry.channels, *numbers])
+    print(table)
+    print(
+        'Of the features, not of the plot. silhouette: 1 where classes are points apart, 0 where '
+        'they overlap; within / between: distance to the class centre by distance between centres'
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    # init_weights would log a line per parameter.
+    MMLogger.get_instance('feature_umap', log_level='WARNING')
+    try:
+        embed = chosen_embedding(args)
+    except ImportError as error:
+        raise SystemExit(str(error)) from error
+    try:
+        sample, names, info = collect(args)
+    except InputError as error:
+        raise SystemExit(str(error)) from error
+    maps = embed_sample(sample, names, embed)
+    report(maps)
+    stem = Path(args.models[0]).stem
+    out = args.out or Path('work_dirs') / stem / 'feature_umap' / f'feature_{args.embedding}.png'
+    what = f'{args.embedding.upper()} of the last features, {len(sample.images)} images'
+    draw_embeddings(maps, sample.labels, info, out, args.title or what, args.seed)
+    print(out)
+    if args.json:
+        save_embeddings(
+            maps, sample, info.classes, args.json, embedding=args.embedding, seed=args.seed
+        )
+        print(args.json)
+
+
+if __name__ == '__main__':
+    main()
