@@ -7,6 +7,7 @@ from .attention import (
     SelfAttention,
 )
 from .class_aware_conv import ClassAwareConv
+from .deform_conv import ModulatedDeformConv2d, modulated_deform_conv2d
 from .dense_feature_pyramid import DenseFeaturePyramid
 from .kernel_sharing import KernelSharingAtrousConv
 from .scale_equalizer import ScaleEqualizer, fold_scale_equalizer
@@ -18,7 +19,9 @@ __all__ = [
     'ClassAwareConv',
     'DenseFeaturePyramid',
     'KernelSharingAtrousConv',
+    'ModulatedDeformConv2d',
     'ScaleEqualizer',
     'SelfAttention',
     'fold_scale_equalizer',
+    'modulated_deform_conv2d',
 ]

@@ -87,8 +87,7 @@ class DenseFeaturePyramid(nn.Module):
                 self.layers.append(ConvModule(context_channels + i * channels, channels, 1, **conv))
             return
         self.num_outs = num_levels
-        # What enters is used again: nothing of it may be overwritten.
-        before = dict(order=('norm', 'act', 'conv'), bias=True, inplace=False, **conv)
+        before = dict(order=('norm', 'act', 'conv'), bias=True, **conv)
         for i in range(self.num_outs):
             rate = 3 * (i + 1)
             self.layers.append(
