@@ -96,6 +96,10 @@ class GFFHead(BaseDecodeHead):
                 'GFFHead: num_convs must not be negative and kernel_size odd, got '
                 f'{num_convs=}, {kernel_size=}'
             )
+        if fuse_context not in ('auto', True, False):
+            raise ValueError(
+                f"GFFHead: fuse_context must be 'auto', True or False, got {fuse_context!r}"
+            )
         conv = dict(conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
         common = dict(align_corners=self.align_corners, **conv)
         self.context, context_channels = build_headless(
@@ -177,9 +181,10 @@ def _adopt_context(head: GFFHead, state_dict: dict, prefix: str) -> None:
     """Gives the weights of a plain head of the context's type to the context."""
     if any(key.startswith(f'{prefix}context.') for key in state_dict):
         return
-    own = head.context.state_dict()
-    found = [key for key in own if f'{prefix}{key}' in state_dict]
-    if len(found) < len(own):
+    found = [key for key in head.context.state_dict() if f'{prefix}{key}' in state_dict]
+    # Old checkpoints have no counters. A context without weights has nothing to adopt.
+    needed = {key for key in head.context.state_dict() if 'num_batches_tracked' not in key}
+    if not needed or not needed.issubset(found):
         return
     for key in found:
         state_dict[f'{prefix}context.{key}'] = state_dict.pop(f'{prefix}{key}')
