@@ -5,6 +5,7 @@ Li et al., "Gated Fully Fusion for Semantic Segmentation", AAAI 2020, arXiv 1904
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -88,14 +89,17 @@ class DenseFeaturePyramid(nn.Module):
             return
         self.num_outs = num_levels
         before = dict(order=('norm', 'act', 'conv'), bias=True, **conv)
-        for i in range(self.num_outs):
-            rate = 3 * (i + 1)
-            self.layers.append(
-                nn.Sequential(
-                    ConvModule((i + 1) * channels, channels, 1, **before),
-                    ConvModule(channels, channels, 3, padding=rate, dilation=rate, **before),
+        with warnings.catch_warnings():
+            # mmcv finds a bias beside a norm needless, also where the norm comes first.
+            warnings.filterwarnings('ignore', 'Unnecessary conv bias', UserWarning)
+            for i in range(self.num_outs):
+                rate = 3 * (i + 1)
+                self.layers.append(
+                    nn.Sequential(
+                        ConvModule((i + 1) * channels, channels, 1, **before),
+                        ConvModule(channels, channels, 3, padding=rate, dilation=rate, **before),
+                    )
                 )
-            )
 
     def forward(self, context: Tensor | None, levels: Sequence[Tensor]) -> list[Tensor]:
         """The :math:`y_i`, coarsest first; see the class for shapes."""
