@@ -109,6 +109,8 @@ class GFFHead(BaseDecodeHead):
             in_index=self.in_index[-1],
             channels=channels,
             num_classes=self.num_classes,
+            out_channels=self.out_channels,
+            threshold=self.threshold,
             init_cfg=None,
             **common,
         )

@@ -19,6 +19,14 @@ from ..layers.attention import AxialAttention
 from ..layers.headless import build_headless, one_feature
 
 
+def _in_order(names: Sequence[str], args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+    """Arguments of a decode head, plain (without the first name) or cascaded, by place or name."""
+    unknown = set(kwargs) - set(names)
+    if unknown:
+        raise TypeError(f'HFGDHead: unexpected arguments {sorted(unknown)}, expected {names}')
+    return [*args, *(kwargs[name] for name in names if name in kwargs)]
+
+
 @MODELS.register_module()
 class HFGDHead(BaseDecodeHead):
     """An upsampler that is guided by the backbone's high-level feature (section 3, figure 2).
@@ -80,7 +88,7 @@ class HFGDHead(BaseDecodeHead):
         upsampler: dict = dict(type='USFPNHead'),  # noqa: B006
         encoder: dict | None = dict(type='ContextAugmentedEncoder'),  # noqa: B006
         guidance: bool = True,
-        axial_attention: bool | dict = True,
+        axial_attention: bool | dict | None = True,
         stop_gradient: bool = True,
         teacher_loss_weight: float = 1.0,
         in_index: Sequence[int] | None = None,
@@ -106,6 +114,8 @@ class HFGDHead(BaseDecodeHead):
             conv,
             channels=channels,
             num_classes=self.num_classes,
+            out_channels=self.out_channels,
+            threshold=self.threshold,
             align_corners=self.align_corners,
             init_cfg=None,
         )
@@ -147,7 +157,7 @@ class HFGDHead(BaseDecodeHead):
         elif guidance and high_channels != channels:
             self.teacher_conv = ConvModule(high_channels, channels, 1, **conv)
         self.axial_attention = None
-        if axial_attention is not False:
+        if axial_attention not in (False, None):
             options = dict(
                 qk_channels=channels,
                 num_heads=4,
@@ -192,19 +202,33 @@ class HFGDHead(BaseDecodeHead):
         """Logits of the student."""
         return self._classified(self._features(inputs, previous)[1])
 
-    def loss(self, inputs: Sequence[Tensor], *args: Any) -> dict[str, Tensor]:
+    def loss(self, inputs: Sequence[Tensor], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Losses of student and teacher; arguments as a plain or as a cascaded decode head."""
-        *previous, samples, _ = args
+        names = ('prev_output', 'batch_data_samples', 'train_cfg')
+        *previous, samples, _ = _in_order(names, args, kwargs)
         high, student = self._features(inputs, previous)
         losses = self.loss_by_feat(self._classified(student), samples)
         if self.guidance:
             teacher = high if self.teacher_conv is None else self.teacher_conv(high)
             for name, value in self.loss_by_feat(self.cls_seg(teacher), samples).items():
-                weight = self.teacher_loss_weight if 'loss' in name else 1
-                losses[f'teacher_{name}'] = weight * value
+                if 'loss' in name:
+                    value = self.teacher_loss_weight * value + self._nothing(inputs)
+                losses[f'teacher_{name}'] = value
         return losses
 
-    def predict(self, inputs: Sequence[Tensor], *args: Any) -> Tensor:
+    def _nothing(self, inputs: Sequence[Tensor]) -> Tensor | float:
+        """0 with a gradient of 0 for the levels that enter the upsampler detached.
+
+        Swin and ConvNeXt have a norm of their own for each level. Without any gradient it would be
+        an unused parameter, at which DistributedDataParallel stops. A sum over nothing, unlike a
+        product with 0, stays 0 whatever the level holds.
+        """
+        if not self._stops:
+            return 0.0
+        return sum(x.flatten()[:0].sum() for x in self._transform_inputs(inputs)[:-1])
+
+    def predict(self, inputs: Sequence[Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """The student's logits at the size of the image."""
-        *previous, metas, _ = args
+        names = ('prev_output', 'batch_img_metas', 'test_cfg')
+        *previous, metas, _ = _in_order(names, args, kwargs)
         return self.predict_by_feat(self.forward(inputs, *previous), metas)

@@ -137,6 +137,11 @@ class SemanticFPNHead(BaseDecodeHead):
     def _forward_feature(self, inputs: Sequence[Tensor]) -> Tensor:
         """What the classifier sees."""
         levels = self.pyramid(self._transform_inputs(inputs))
+        if len(levels) != len(self.branches):
+            raise ValueError(
+                f'{type(self).__name__}: pyramid gives {len(levels)} levels for '
+                f'{len(self.branches)} branches, one per entry of in_channels; set pyramid.num_outs'
+            )
         sizes = [x.shape[2:] for x in levels]
         finest = sizes[0]
         # Branches that end with the same upsampling wait for it together.

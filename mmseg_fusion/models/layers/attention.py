@@ -64,7 +64,9 @@ def dot_product_attention(
         (..., L, C) in the type of ``value``.
     """
     if scale is None:
-        return F.scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value)
+        out = F.scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value)
+        # Autocast narrows operands of float32.
+        return out.to(value.dtype)
     dtype = _wide(query, value)
     # The function's own scale is 1 / sqrt(D); torch 2.0 has no argument to change it.
     query, key = query.to(dtype) * (scale * math.sqrt(query.shape[-1])), key.to(dtype)

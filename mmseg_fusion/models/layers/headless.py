@@ -31,7 +31,16 @@ def build_headless(owner: str, cfg: dict, **defaults: Any) -> tuple[nn.Module, i
             f"{owner} must be the config of a decode head, such as dict(type='PSPHead'), "
             f'got {cfg!r}'
         )
-    head = MODELS.build({**defaults, **cfg})
+    cfg = {**defaults, **cfg}
+    try:
+        head = MODELS.build(cfg)
+    except AssertionError as error:
+        # How BaseDecodeHead refuses a list where it takes one level, and the reverse.
+        raise ValueError(
+            f'{owner}: {cfg["type"]} takes other levels than in_index={cfg.get("in_index")} with '
+            f'in_channels={cfg.get("in_channels")}; set its in_index (a number for a head on one '
+            f'level, a list for one on several) {error}'
+        ) from error
     classifier = getattr(head, 'conv_seg', None)
     if not isinstance(classifier, nn.Conv2d):
         raise ValueError(

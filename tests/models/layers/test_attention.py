@@ -392,6 +392,77 @@ def test_axial_attention_with_heads(share_axes):
     torch.testing.assert_close(module(x), y)
 
 
+def scaled_axial(dtype) -> AxialAttention:
+    """Axial attention as HFGD has it, away from its start, where query and key are one."""
+    options = dict(qk_channels=8, num_heads=4, share_qk=False, share_axes=True, scale=None)
+    module = build(AxialAttention, dtype, norm_cfg=None, act_cfg=None, **options)
+    nn.init.normal_(module.column_query_key.key.conv.weight)
+    return module
+
+
+def naive_scaled_axial(module: AxialAttention, x: Tensor) -> Tensor:
+    """The vertical pass, and the horizontal pass on its result, in float64, head by head."""
+    convs = module.column_query_key.query, module.column_query_key.key, module.value
+    query, key, value = (
+        torch.einsum('oc,nchw->nhwo', c.conv.weight[..., 0, 0].double(), x.double())
+        + c.conv.bias.double()
+        for c in convs
+    )
+    after_column, out = torch.empty_like(value), torch.empty_like(value)
+    for n, j in np.ndindex(len(x), x.shape[3]):
+        lines = query[n, :, j], key[n, :, j], value[n, :, j]
+        after_column[n, :, j] = naive_heads(*lines, heads=4)
+    for n, i in np.ndindex(len(x), x.shape[2]):
+        out[n, i] = naive_heads(query[n, i], key[n, i], after_column[n, i], heads=4)
+    return out.permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize('size', SIZES)
+def test_scaled_axial_attention_written_out(size):
+    module, x = scaled_axial(torch.float64), image(size).requires_grad_()
+    found, expected = module(x), naive_scaled_axial(module, x)
+    torch.testing.assert_close(found, expected)
+    wanted = [x, *module.parameters()]
+    grads = (torch.autograd.grad(y.square().sum(), wanted) for y in (found, expected))
+    for f, e in zip(*grads):
+        torch.testing.assert_close(f, e)
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize(
+    ('half', 'error'), [(None, 1e-6), (torch.bfloat16, 0.02), (torch.float16, 0.004)]
+)
+def test_scaled_attention_keeps_the_type_of_its_operands(monkeypatch, half, error):
+    seen, attend = [], F.scaled_dot_product_attention
+
+    def watched(*operands, **options):
+        seen.append([x.dtype for x in operands])
+        return attend(*operands, **options)
+
+    monkeypatch.setattr(F, 'scaled_dot_product_attention', watched)
+    module, x = scaled_axial(torch.float32), image(dtype=torch.float32)
+    expected = naive_scaled_axial(module, x)
+    with torch.autocast('cpu', dtype=half or torch.bfloat16, enabled=half is not None):
+        out = module(x)
+        # What a product has there; torch < 2.1 has no float16 autocast on the CPU.
+        dtype = (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
+    assert seen == [[dtype] * 3] * 2
+    assert out.dtype is dtype
+    assert float((out.double() - expected).norm() / expected.norm()) < error
+    out.float().square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in module.parameters())
+
+
+def test_scaled_attention_takes_the_type_of_the_value():
+    query, value = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 6, 7)
+    key = torch.randn(2, 3, 6, 4)
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        expected = naive_softmax(query.double() @ key.double().transpose(2, 3) / 2, -1)
+        out = dot_product_attention(query, key, value.to(dtype), None)
+        assert out.dtype is dtype
+        torch.testing.assert_close(out.double(), expected @ value.double(), rtol=0.03, atol=0.03)
+
+
 def test_self_attention_with_heads_is_pytorchs():
     # PyTorch's has one width for all three.
     module = build(

@@ -96,3 +96,15 @@ def test_head_of_several_outputs() -> None:
     message = r'Owner: key must be a decode head with one output; DAHead returned (list|tuple)'
     with pytest.raises(ValueError, match=message):
         one_feature('Owner: key', head, output)
+
+
+def test_head_of_one_level_is_told_from_one_of_several():
+    with pytest.raises(ValueError, match=r'ASPPHead takes other levels than in_index=\[0, 1\]'):
+        build_headless(
+            'Mine: part',
+            dict(type='ASPPHead'),
+            in_channels=[4, 8],
+            in_index=[0, 1],
+            channels=4,
+            num_classes=2,
+        )
