@@ -18,20 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from ... import compat
-
-
-def _mmpretrain_densenet() -> type[nn.Module]:
-    # Here and not at the top: mmpretrain is optional and takes a second to import.
-    try:
-        from mmpretrain.models.backbones import DenseNet
-    except ImportError as error:
-        raise ImportError(
-            "DilatedDenseNet takes its layers from mmpretrain's DenseNet, which cannot be "
-            f"imported ({error}). Install it with pip install 'mmseg-fusion[{compat.family()}]', "
-            'or set model.backbone.type to another backbone.'
-        ) from error
-    return DenseNet
+from .mmpretrain_backbone import mmpretrain_backbone
 
 
 @MODELS.register_module()
@@ -106,7 +93,7 @@ class DilatedDenseNet(BaseModule):
                 dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
             ]
         )
-        densenet = _mmpretrain_densenet()
+        densenet = mmpretrain_backbone('DenseNet', 'DilatedDenseNet')
         keys = {'growth_rate', 'depths', 'init_channels'}
         known = keys <= set(arch) if isinstance(arch, dict) else arch in densenet.arch_settings
         if not known:

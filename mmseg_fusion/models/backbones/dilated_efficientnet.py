@@ -8,7 +8,8 @@ from typing import Literal
 from mmseg.registry import MODELS
 from torch import nn
 
-from .efficientnet_layers import EfficientNetLayers, mmpretrain_efficientnet
+from .efficientnet_layers import EfficientNetLayers
+from .mmpretrain_backbone import mmpretrain_backbone
 
 
 @MODELS.register_module()
@@ -97,7 +98,7 @@ class DilatedEfficientNet(EfficientNetLayers):
                 f'DilatedEfficientNet: output_stride is 8, 16 or 32, but got {output_stride!r}; '
                 'change model.backbone.output_stride'
             )
-        net = mmpretrain_efficientnet('DilatedEfficientNet')(arch, **kwargs)
+        net = mmpretrain_backbone('EfficientNet', 'DilatedEfficientNet')(arch, **kwargs)
         _dilate(net.layers, output_stride, contract_dilation)
         super().__init__(
             net.layers, out_indices, frozen_stages, norm_eval, init_cfg or net.init_cfg

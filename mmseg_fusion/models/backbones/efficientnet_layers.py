@@ -8,26 +8,6 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ... import compat
-
-
-def mmpretrain_efficientnet(asked_by: str) -> type[nn.Module]:
-    """mmpretrain's class.
-
-    Raises:
-        ImportError: mmpretrain cannot be imported; the message says what to install.
-    """
-    # Here and not at the top: mmpretrain is optional and takes a second to import.
-    try:
-        from mmpretrain.models.backbones import EfficientNet
-    except ImportError as error:
-        raise ImportError(
-            f"{asked_by} takes its layers from mmpretrain's EfficientNet, which cannot be "
-            f"imported ({error}). Install it with pip install 'mmseg-fusion[{compat.family()}]', "
-            'or set model.backbone.type to another backbone.'
-        ) from error
-    return EfficientNet
-
 
 class EfficientNetLayers(BaseModule):
     """A chain of layers, some of whose outputs are levels.

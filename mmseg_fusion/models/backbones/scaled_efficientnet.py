@@ -13,7 +13,8 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .efficientnet_layers import EfficientNetLayers, mmpretrain_efficientnet
+from .efficientnet_layers import EfficientNetLayers
+from .mmpretrain_backbone import mmpretrain_backbone
 
 Variant = Literal['default', 'lite']
 
@@ -116,7 +117,7 @@ class ScaledEfficientNet(EfficientNetLayers):
                 f'ScaledEfficientNet: variant is one of {get_args(Variant)}, but got {variant!r}; '
                 'change model.backbone.variant'
             )
-        base = mmpretrain_efficientnet('ScaledEfficientNet')
+        base = mmpretrain_backbone('EfficientNet', 'ScaledEfficientNet')
         # mmpretrain finds the settings by name in its class: a class of our own has our names.
         lite = variant == 'lite'
         settings = copy.deepcopy(base.layer_settings['b'])

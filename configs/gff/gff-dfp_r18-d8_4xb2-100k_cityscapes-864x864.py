@@ -1,0 +1,2 @@
+_base_ = './gff_r18-d8_4xb2-100k_cityscapes-864x864.py'
+model = dict(decode_head=dict(dfp='conv'))

@@ -1,0 +1,3 @@
+_base_ = './fcn_r50_4xb4-30k_pascal-context-59-513x513.py'
+# Random initial weights.
+model = dict(pretrained=None)
