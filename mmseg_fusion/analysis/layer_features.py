@@ -6,6 +6,7 @@ Shared by the pictures that look at the last features, :mod:`.class_dependency` 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import difflib
 import inspect
@@ -23,6 +24,8 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader
 from mmseg.registry import DATASETS, MODELS, TRANSFORMS
 from torch import Tensor, nn
+
+from ..cli import check_checkpoint, check_config
 
 Side = Literal['input', 'output']
 
@@ -590,4 +593,60 @@ def check_alike(
             raise InputError(
                 f'models side by side need the same classes in the same order: where {names[0]} '
                 f'has {pair[0]!r}, {name} has {pair[1]!r}'
+            )
+
+
+@dataclass
+class Observed:
+    """Models that are looked into side by side, an entry for each in every list."""
+
+    cfgs: list[Config]
+    names: list[str]
+    infos: list[DataInfo]
+    models: list[nn.Module]
+    #: What is hooked, as :func:`find_layer` gives it.
+    layers: list[str]
+
+
+def load_observed(args: argparse.Namespace, device: str = 'cpu') -> Observed:
+    """What the arguments of :func:`mmseg_fusion.cli.add_models` name.
+
+    Args:
+        args: with ``models``, ``names``, ``layer``, ``cfg_options`` and ``split``.
+        device: where the models are put.
+
+    Raises:
+        SystemExit: a config or checkpoint is not there.
+        InputError: a checkpoint or layer does not fit, or the models have different classes.
+    """
+    configs, checkpoints = args.models[::2], args.models[1::2]
+    for config, checkpoint in zip(configs, checkpoints):
+        check_config(config)
+        if checkpoint != 'none':
+            check_checkpoint(checkpoint)
+    cfgs = [Config.fromfile(config) for config in configs]
+    for cfg in cfgs:
+        cfg.merge_from_dict(args.cfg_options or {})
+    names = args.names or model_names(configs, checkpoints)
+    infos = [data_info(cfg, args.split) for cfg in cfgs]
+    models = [
+        load_segmentor(cfg, None if checkpoint == 'none' else checkpoint, device)
+        for cfg, checkpoint in zip(cfgs, checkpoints)
+    ]
+    check_alike(names, infos, models)
+    layers = [find_layer(model, layer) for model, layer in zip(models, args.layer)]
+    return Observed(cfgs, names, infos, models, layers)
+
+
+def check_same_images(names: Sequence[str], sets: Sequence[ImageSet], split: str) -> None:
+    """Models that are looked into side by side see as many images.
+
+    Raises:
+        InputError: they do not.
+    """
+    for name, images in zip(names, sets):
+        if len(images) != len(sets[0]):
+            raise InputError(
+                f'models side by side need the same images: {names[0]} has {len(sets[0])}, {name} '
+                f'has {len(images)} in {split}_dataloader'
             )

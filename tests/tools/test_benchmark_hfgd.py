@@ -181,7 +181,7 @@ def test_memory_of_the_head_is_that_of_its_features(tool, small):
 
 
 def test_the_variants_are_what_they_are_called(tool, small):
-    model = tool.read(small)
+    model = tool.read(small, 'HFGDHead')
     heads = {name: tool.build_head(tool.vary(model, name)) for name in HEADS}
     assert list(tool.HEAD) == HEADS
     for name, head in heads.items():
@@ -199,7 +199,7 @@ def test_a_step_runs_its_losses(tool, small, mode, amp):
     options = ['--config', small, '--shape', '64', '64', '--batch-size', '2', '--device', 'cpu']
     args = tool.parse_args(options + ['--amp'] * amp)
     args.mode = mode
-    model = tool.read(small)
+    model = tool.read(small, 'HFGDHead')
     head = tool.build_head(tool.vary(model, 'HFGD'))
     levels = tool.noise(tool.level_shapes(model, args), args)
     assert [tuple(x.shape) for x in levels] == [
@@ -214,7 +214,7 @@ def test_a_step_runs_its_losses(tool, small, mode, amp):
 
 def test_the_default_is_the_papers_head(tool):
     args = tool.parse_args([])
-    head = tool.read(args.config).decode_head
+    head = tool.read(args.config, 'HFGDHead').decode_head
     assert (head.channels, head.encoder.wide_channels) == (256, 2048)
     assert args.shape == (513, 513)
     # Output strides 4 and 2 of a crop of 513 x 1025.
@@ -261,8 +261,8 @@ def test_wrong_options_say_what_was_expected(tool, capsys, options, message):
 def test_another_head_is_refused(tool, tmp_path):
     path = tmp_path / 'fcn.py'
     path.write_text("model = dict(decode_head=dict(type='FCNHead'))")
-    with pytest.raises(SystemExit, match=r'model\.decode_head must be an HFGDHead, got FCNHead'):
-        tool.read(str(path))
+    with pytest.raises(SystemExit, match=r'must be of type HFGDHead, got FCNHead'):
+        tool.read(str(path), 'HFGDHead')
 
 
 @pytest.mark.gpu

@@ -144,19 +144,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 # --- variants ------------------------------------------------------------------------------------
 
 
-def read(path: str) -> ConfigDict:
-    """The model of a config.
+def read(path: str, head_type: str = 'GFFHead') -> ConfigDict:
+    """The model of a config whose decode head is of a type.
 
     Raises:
-        SystemExit: there is no such file, or its decode head is no GFFHead.
+        SystemExit: there is no such file, or its decode head is another one.
     """
     check_config(path)
     cfg = Config.fromfile(path)
     init_default_scope(cfg.get('default_scope') or 'mmseg')
     head = (cfg.get('model') or {}).get('decode_head')
-    if not isinstance(head, dict) or head.get('type') != 'GFFHead':
+    if not isinstance(head, dict) or head.get('type') != head_type:
         found = head.get('type') if isinstance(head, dict) else head
-        raise SystemExit(f'{path}: model.decode_head must be a GFFHead, got {found}')
+        raise SystemExit(f'{path}: model.decode_head must be of type {head_type}, got {found}')
     forget_pretrained(cfg.model)
     return cfg.model
 

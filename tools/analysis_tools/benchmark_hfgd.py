@@ -41,7 +41,7 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import CONFIGS, check_config  # noqa: E402  isort: skip
+from mmseg_fusion.cli import CONFIGS  # noqa: E402  isort: skip
 
 import torch  # noqa: E402
 from benchmark import (  # noqa: E402  (the scripts beside this one)
@@ -57,14 +57,12 @@ from benchmark_attention import (  # noqa: E402
     reset_peak,
     shape_of,
 )
-from benchmark_gff import build_head, level_shapes, noise  # noqa: E402
+from benchmark_gff import build_head, level_shapes, noise, read  # noqa: E402
 from mmengine.config import Config, ConfigDict  # noqa: E402
 from mmengine.logging import MMLogger  # noqa: E402
-from mmengine.registry import init_default_scope  # noqa: E402
 from prettytable import PrettyTable  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from mmseg_fusion.analysis.counting import forget_pretrained  # noqa: E402
 from mmseg_fusion.models.layers import AxialAttention  # noqa: E402
 from mmseg_fusion.models.layers.attention import DotProductAttention, attention_map  # noqa: E402
 
@@ -217,23 +215,6 @@ def attention_step(
 # --- the head ------------------------------------------------------------------------------------
 
 
-def read(path: str) -> ConfigDict:
-    """The model of a config.
-
-    Raises:
-        SystemExit: there is no such file, or its decode head is no HFGDHead.
-    """
-    check_config(path)
-    cfg = Config.fromfile(path)
-    init_default_scope(cfg.get('default_scope') or 'mmseg')
-    head = (cfg.get('model') or {}).get('decode_head')
-    if not isinstance(head, dict) or head.get('type') != 'HFGDHead':
-        found = head.get('type') if isinstance(head, dict) else head
-        raise SystemExit(f'{path}: model.decode_head must be an HFGDHead, got {found}')
-    forget_pretrained(cfg.model)
-    return cfg.model
-
-
 def vary(model: ConfigDict, variant: str) -> ConfigDict:
     """The model with the variant's decode head."""
     model = Config(model.to_dict())._cfg_dict
@@ -302,7 +283,7 @@ def attention_case(shape: Shape, args: argparse.Namespace) -> Case:
 def head_case(mode: str, args: argparse.Namespace) -> Case:
     """A step of the head in one mode."""
     args = argparse.Namespace(**dict(vars(args), mode=mode))
-    model = read(args.config)
+    model = read(args.config, 'HFGDHead')
     shapes = level_shapes(model, args)
 
     def build(variant: str) -> Callable[[], object]:

@@ -23,13 +23,11 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
 from mmseg_fusion.cli import (  # noqa: E402  isort: skip
     add_models,
     check_at_least,
-    check_checkpoint,
-    check_config,
     check_models,
 )
 
 import torch  # noqa: E402
-from mmengine.config import Config, DictAction  # noqa: E402
+from mmengine.config import DictAction  # noqa: E402
 from mmengine.logging import MMLogger  # noqa: E402
 from mmengine.utils import track_iter_progress  # noqa: E402
 from prettytable import PrettyTable  # noqa: E402
@@ -49,11 +47,8 @@ from mmseg_fusion.analysis.layer_features import (  # noqa: E402
     ImageSet,
     InputError,
     batches,
-    check_alike,
-    data_info,
-    find_layer,
-    load_segmentor,
-    model_names,
+    check_same_images,
+    load_observed,
 )
 
 
@@ -114,23 +109,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def measure(args: argparse.Namespace) -> tuple[list[Dependency], tuple[str, ...], str]:
     """The map of every model, the class names, and what they were taken over."""
-    configs, checkpoints = args.models[::2], args.models[1::2]
-    for config, checkpoint in zip(configs, checkpoints):
-        check_config(config)
-        if checkpoint != 'none':
-            check_checkpoint(checkpoint)
-    cfgs = [Config.fromfile(config) for config in configs]
-    for cfg in cfgs:
-        cfg.merge_from_dict(args.cfg_options or {})
-    names = args.names or model_names(configs, checkpoints)
-    infos = [data_info(cfg, args.split) for cfg in cfgs]
-    models = [
-        load_segmentor(cfg, None if checkpoint == 'none' else checkpoint)
-        for cfg, checkpoint in zip(cfgs, checkpoints)
-    ]
-    check_alike(names, infos, models)
+    seen = load_observed(args)
+    names, infos, models, layers = seen.names, seen.infos, seen.models, seen.layers
     classes = infos[0].classes
-    layers = [find_layer(model, layer) for model, layer in zip(models, args.layer)]
     for name, layer in zip(names, layers):
         print(f'{name}: {"weight" if args.of == "weights" else args.side} of {layer}')
     maps = []
@@ -144,13 +125,10 @@ def measure(args: argparse.Namespace) -> tuple[list[Dependency], tuple[str, ...]
                 )
             maps.append(Dependency(name, tokens, dependency_matrix(tokens, args.similarity)))
         return maps, classes, 'class tokens'
-    sets = [ImageSet(cfg, args.split, args.images, args.ann_dir, args.num_samples) for cfg in cfgs]
-    for name, images in zip(names, sets):
-        if len(images) != len(sets[0]):
-            raise InputError(
-                f'models side by side need the same images: {names[0]} has {len(sets[0])}, {name} '
-                f'has {len(images)} in {args.split}_dataloader'
-            )
+    sets = [
+        ImageSet(cfg, args.split, args.images, args.ann_dir, args.num_samples) for cfg in seen.cfgs
+    ]
+    check_same_images(names, sets, args.split)
     for name, model, images, info, layer in zip(names, models, sets, infos, layers):
         model.to(args.device)
         loader = batches(images, args.num_workers)

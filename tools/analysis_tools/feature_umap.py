@@ -23,13 +23,11 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
 from mmseg_fusion.cli import (  # noqa: E402  isort: skip
     add_models,
     check_at_least,
-    check_checkpoint,
-    check_config,
     check_models,
 )
 
 import torch  # noqa: E402
-from mmengine.config import Config, DictAction  # noqa: E402
+from mmengine.config import DictAction  # noqa: E402
 from mmengine.logging import MMLogger  # noqa: E402
 from mmengine.utils import track_iter_progress  # noqa: E402
 from prettytable import PrettyTable  # noqa: E402
@@ -52,11 +50,8 @@ from mmseg_fusion.analysis.layer_features import (  # noqa: E402
     ImageSet,
     InputError,
     batches,
-    check_alike,
-    data_info,
-    find_layer,
-    load_segmentor,
-    model_names,
+    check_same_images,
+    load_observed,
     observe,
 )
 
@@ -160,33 +155,16 @@ def chosen_embedding(args: argparse.Namespace) -> Embed:
 
 def collect(args: argparse.Namespace) -> tuple[Sample, list[str], DataInfo]:
     """The pixels as every model sees them, the names of the models, and the classes."""
-    configs, checkpoints = args.models[::2], args.models[1::2]
-    for config, checkpoint in zip(configs, checkpoints):
-        check_config(config)
-        if checkpoint != 'none':
-            check_checkpoint(checkpoint)
-    cfgs = [Config.fromfile(config) for config in configs]
-    for cfg in cfgs:
-        cfg.merge_from_dict(args.cfg_options or {})
-    names = args.names or model_names(configs, checkpoints)
-    infos = [data_info(cfg, args.split) for cfg in cfgs]
+    seen = load_observed(args, args.device)
+    names, infos, models, layers = seen.names, seen.infos, seen.models, seen.layers
     classes = infos[0].classes
     wanted = find_classes(args.classes or (), classes)
-    models = [
-        load_segmentor(cfg, None if checkpoint == 'none' else checkpoint, args.device)
-        for cfg, checkpoint in zip(cfgs, checkpoints)
-    ]
-    check_alike(names, infos, models)
-    layers = [find_layer(model, layer) for model, layer in zip(models, args.layer)]
     for name, layer in zip(names, layers):
         print(f'{name}: {args.side} of {layer}')
-    sets = [ImageSet(cfg, args.split, args.images, args.ann_dir, args.num_samples) for cfg in cfgs]
-    for name, images in zip(names, sets):
-        if len(images) != len(sets[0]):
-            raise InputError(
-                f'models side by side need the same images: {names[0]} has {len(sets[0])}, {name} '
-                f'has {len(images)} in {args.split}_dataloader'
-            )
+    sets = [
+        ImageSet(cfg, args.split, args.images, args.ann_dir, args.num_samples) for cfg in seen.cfgs
+    ]
+    check_same_images(names, sets, args.split)
     drawn = PixelSample(len(classes), args.pixels_per_class, args.seed)
     together = zip(*(batches(images, args.num_workers) for images in sets))
     for samples in track_iter_progress((together, len(sets[0]))):

@@ -24,14 +24,12 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
 from mmseg_fusion.cli import (  # noqa: E402  isort: skip
     add_models,
     check_at_least,
-    check_checkpoint,
-    check_config,
     check_models,
 )
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from mmengine.config import Config, DictAction  # noqa: E402
+from mmengine.config import DictAction  # noqa: E402
 from mmengine.logging import MMLogger  # noqa: E402
 from prettytable import PrettyTable  # noqa: E402
 
@@ -41,11 +39,7 @@ from mmseg_fusion.analysis.layer_features import (  # noqa: E402
     InputError,
     Observation,
     batches,
-    check_alike,
-    data_info,
-    find_layer,
-    load_segmentor,
-    model_names,
+    load_observed,
     observe,
 )
 from mmseg_fusion.analysis.pixel_relation import (  # noqa: E402
@@ -144,27 +138,13 @@ def free_name(stem: str, taken: set[str]) -> str:
 
 def run(args: argparse.Namespace, out_dir: Path) -> list[dict]:
     """Draws every image; one entry per image, pixel and model."""
-    configs, checkpoints = args.models[::2], args.models[1::2]
-    for config, checkpoint in zip(configs, checkpoints):
-        check_config(config)
-        if checkpoint != 'none':
-            check_checkpoint(checkpoint)
-    cfgs = [Config.fromfile(config) for config in configs]
-    for cfg in cfgs:
-        cfg.merge_from_dict(args.cfg_options or {})
-    names = args.names or model_names(configs, checkpoints)
-    infos = [data_info(cfg, args.split) for cfg in cfgs]
-    models = [
-        load_segmentor(cfg, None if checkpoint == 'none' else checkpoint, args.device)
-        for cfg, checkpoint in zip(cfgs, checkpoints)
-    ]
-    check_alike(names, infos, models)
-    layers = [find_layer(model, layer) for model, layer in zip(models, args.layer)]
+    loaded = load_observed(args, args.device)
+    names, infos, models, layers = loaded.names, loaded.infos, loaded.models, loaded.layers
     for name, layer in zip(names, layers):
         print(f'{name}: {args.side} of {layer}')
     sets = [
         ImageSet(cfg, args.split, args.images, args.ann_dir, args.num_samples, args.indices)
-        for cfg in cfgs
+        for cfg in loaded.cfgs
     ]
     out_dir.mkdir(parents=True, exist_ok=True)
     entries: list[dict] = []
