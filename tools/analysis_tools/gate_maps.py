@@ -94,7 +94,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         args.num_samples = 2
     wrong = [text for text in args.zero_gate if text != 'all' and not text.isdigit()]
     if wrong:
-        parser.error(f'--zero-gate: expected numbers from 1, or all, got {wrong[0]!r}')
+        hint = '; images come before it' if Path(wrong[0]).exists() else ''
+        parser.error(f'--zero-gate: expected numbers from 1, or all, got {wrong[0]!r}{hint}')
     args.out = args.out or Path('work_dirs') / Path(args.config).stem / 'gate_maps.png'
     if args.out.suffix.lower() != '.png':
         parser.error(f'--out: expected a file name in .png, got {args.out}')

@@ -6,7 +6,7 @@ Li et al., "Gated Fully Fusion for Semantic Segmentation", AAAI 2020, arXiv 1904
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mmcv.cnn import ConvModule
 from mmengine.logging import print_log
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..layers.dense_feature_pyramid import DenseFeaturePyramid, Form, stack_features
 from ..layers.headless import build_headless, one_feature
+from ..layers.levels import check_levels
 from ..necks.gated_fully_fusion import TOP_DOWN
 
 
@@ -78,12 +79,7 @@ class GFFHead(BaseDecodeHead):
         in_index: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(in_channels, (list, tuple)):
-            raise ValueError(
-                'GFFHead: in_channels must list the channels of the fused levels, finest first, '
-                f'got {in_channels!r}'
-            )
-        in_index = list(range(len(in_channels))) if in_index is None else in_index
+        in_index = check_levels('GFFHead', in_channels, in_index, kwargs)
         super().__init__(
             in_channels=in_channels,
             channels=channels,
@@ -95,6 +91,15 @@ class GFFHead(BaseDecodeHead):
             raise ValueError(
                 'GFFHead: num_convs must not be negative and kernel_size odd, got '
                 f'{num_convs=}, {kernel_size=}'
+            )
+        if dfp not in (None, *get_args(Form)):
+            raise ValueError(
+                f'GFFHead: dfp must be None (without) or one of {get_args(Form)}, got {dfp!r}'
+            )
+        if neck is not None and not isinstance(neck, dict):
+            raise ValueError(
+                "GFFHead: neck must be a dict of arguments, such as dict(fusion='gff'), got "
+                f'{neck!r}'
             )
         if fuse_context not in ('auto', True, False):
             raise ValueError(

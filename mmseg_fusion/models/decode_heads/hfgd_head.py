@@ -17,6 +17,7 @@ from torch.func import functional_call
 
 from ..layers.attention import AxialAttention
 from ..layers.headless import build_headless, one_feature
+from ..layers.levels import check_levels
 
 
 def _in_order(names: Sequence[str], args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
@@ -94,15 +95,11 @@ class HFGDHead(BaseDecodeHead):
         in_index: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(in_channels, (list, tuple)):
-            raise ValueError(
-                'HFGDHead: in_channels must list the channels of the levels, finest first, got '
-                f'{in_channels!r}'
-            )
+        in_index = check_levels('HFGDHead', in_channels, in_index, kwargs)
         super().__init__(
             in_channels=in_channels,
             channels=channels,
-            in_index=list(range(len(in_channels))) if in_index is None else in_index,
+            in_index=in_index,
             input_transform='multiple_select',
             **kwargs,
         )

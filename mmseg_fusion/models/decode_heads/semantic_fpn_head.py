@@ -15,6 +15,8 @@ from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from ..layers.levels import check_levels
+
 
 def _enlarged(x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
     if x.shape[2:] == size:
@@ -86,7 +88,8 @@ class SemanticFPNHead(BaseDecodeHead):
         (N, num_classes, H_0, W_0), with ``extra_upsampling`` (N, num_classes, 2 H_0, 2 W_0).
 
     Raises:
-        ValueError: ``in_channels`` is no list.
+        ValueError: ``in_channels`` or ``in_index`` is no list of levels, or ``pyramid`` gives
+            another number of them.
     """
 
     def __init__(
@@ -101,16 +104,11 @@ class SemanticFPNHead(BaseDecodeHead):
         in_index: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
-        name = type(self).__name__
-        if not isinstance(in_channels, (list, tuple)):
-            raise ValueError(
-                f'{name}: in_channels must list the channels of the levels, finest first, got '
-                f'{in_channels!r}'
-            )
+        in_index = check_levels(type(self).__name__, in_channels, in_index, kwargs)
         super().__init__(
             in_channels=in_channels,
             channels=channels,
-            in_index=list(range(len(in_channels))) if in_index is None else in_index,
+            in_index=in_index,
             input_transform='multiple_select',
             **kwargs,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 from mmseg.registry import MODELS
@@ -35,11 +36,13 @@ def build_headless(owner: str, cfg: dict, **defaults: Any) -> tuple[nn.Module, i
     try:
         head = MODELS.build(cfg)
     except AssertionError as error:
-        # How BaseDecodeHead refuses a list where it takes one level, and the reverse.
+        # BaseDecodeHead's way to refuse a list where it takes one level, and the reverse.
+        if traceback.extract_tb(error.__traceback__)[-1].name != '_init_inputs':
+            raise
         raise ValueError(
             f'{owner}: {cfg["type"]} takes other levels than in_index={cfg.get("in_index")} with '
             f'in_channels={cfg.get("in_channels")}; set its in_index (a number for a head on one '
-            f'level, a list for one on several) {error}'
+            'level, a list for one on several)'
         ) from error
     classifier = getattr(head, 'conv_seg', None)
     if not isinstance(classifier, nn.Conv2d):

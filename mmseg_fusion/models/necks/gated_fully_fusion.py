@@ -30,17 +30,23 @@ def _size(x: Tensor) -> tuple[int, int]:
     return x.shape[2], x.shape[3]
 
 
+def _sizes(terms: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """The sizes that occur, each once."""
+    # Compared, not hashed: torch.compile takes sizes that vary as symbols.
+    sizes: list[tuple[int, int]] = []
+    for term in terms:
+        if _size(term) not in sizes:
+            sizes.append(_size(term))
+    return sizes
+
+
 def _by_size(terms: Sequence[Tensor]) -> tuple[list[tuple[int, int]], list[Tensor]]:
     """The sizes that occur, and for each the sum of the terms that have it."""
-    sizes: list[tuple[int, int]] = []
-    sums: list[Tensor] = []
+    sizes = _sizes(terms)
+    sums: list[Tensor | None] = [None] * len(sizes)
     for term in terms:
-        if _size(term) in sizes:
-            i = sizes.index(_size(term))
-            sums[i] = sums[i] + term
-        else:
-            sizes.append(_size(term))
-            sums.append(term)
+        i = sizes.index(_size(term))
+        sums[i] = term if sums[i] is None else sums[i] + term
     return sizes, sums
 
 
@@ -73,9 +79,10 @@ class GatedFullyFusion(BaseModule):
         fusion: see above. The configs of table 1 differ in this word.
         update: ``'simultaneous'``: every level is fused from the unfused ones, as equation 5 says.
             ``'sequential'``: the levels in front of l, which have been fused already, enter its sum
-            as :math:`G_i \tilde X_i`: the authors' code. Only for ``'gff'``.
+            as :math:`G_i \tilde X_i`: the authors' code. Only ``'gff'`` has an update; the others
+            ignore this.
         gate: one map per level (``'map'``, the paper) or one per channel of a level
-            (``'channel'``, the authors' code).
+            (``'channel'``, the authors' code). Fusions without gates ignore this and the next.
         gate_input: gates see the level after its reduction (``'reduced'``, chosen: the paper's
             "X" is ambiguous) or as it came (``'raw'``, the authors' code).
         num_convs: 3x3 convolutions behind the fusion of each level. The authors' code has none.
@@ -224,23 +231,30 @@ class GatedFullyFusion(BaseModule):
         return total
 
     def _concatenated(self, levels: list[Tensor]) -> list[Tensor]:
-        sizes: list[tuple[int, int]] = []
-        stacks: list[Tensor] = []
-        for x in levels:
-            if _size(x) not in sizes:
-                sizes.append(_size(x))
-                stacks.append(torch.cat([self._resized(y, _size(x)) for y in levels], 1))
+        sizes = _sizes(levels)
+        stacks = [torch.cat([self._resized(x, size) for x in levels], 1) for size in sizes]
         return [mix(stacks[sizes.index(_size(x))]) for mix, x in zip(self.mix, levels)]
 
     def _sequential(self, levels: list[Tensor], gates: list[Tensor]) -> list[Tensor]:
-        # What each level sends; a fused level sends its fused feature from then on.
         sent = [gate * x for gate, x in zip(gates, levels)]
+        # Sums of what the fused levels send, at the sizes of those that are still to be fused.
+        sizes = _sizes(levels)
+        arrived: list[Tensor | None] = [None] * len(sizes)
         fused = []
         for i, (x, gate) in enumerate(zip(levels, gates)):
-            total = self._total(*_by_size(sent[:i] + sent[i + 1 :]), _size(x))
+            total = arrived[sizes.index(_size(x))]
+            if i + 1 < len(levels):
+                unfused = self._total(*_by_size(sent[i + 1 :]), _size(x))
+                total = unfused if total is None else total + unfused
             fused.append(torch.addcmul((1 + gate) * x, 1 - gate, total))
-            sent[i] = gate * fused[i]
+            product = gate * fused[i]
+            for size in _sizes(levels[i + 1 :]):
+                resized, k = self._resized(product, size), sizes.index(size)
+                arrived[k] = resized if arrived[k] is None else arrived[k] + resized
         return fused
 
     def extra_repr(self) -> str:
-        return f'fusion={self.fusion!r}, update={self.update!r}, gate_input={self.gate_input!r}'
+        text = f'fusion={self.fusion!r}'
+        if self.fusion == 'gff':
+            text += f', update={self.update!r}'
+        return text if self.gates is None else f'{text}, gate_input={self.gate_input!r}'

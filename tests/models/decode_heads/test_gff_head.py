@@ -541,6 +541,11 @@ def test_auxiliary_losses_train_everything() -> None:
     ('options', 'message'),
     [
         (dict(in_channels=64), 'GFFHead: in_channels must list the channels.*got 64'),
+        (dict(in_index=3), 'GFFHead: in_index must list one level for each of the 4 .*got 3'),
+        (dict(in_index=[0, 1]), r'GFFHead: in_index must list .* got \[0, 1\]'),
+        (dict(input_transform='resize_concat'), 'GFFHead takes .*: remove input_transform'),
+        (dict(neck='gff'), "GFFHead: neck must be a dict .*got 'gff'"),
+        (dict(dfp=False), 'GFFHead: dfp must be None .*got False'),
         (dict(num_convs=-1), 'num_convs must not be negative.*num_convs=-1'),
         (dict(kernel_size=2), 'kernel_size odd, got .*kernel_size=2'),
         (dict(kernel_size=-1), 'kernel_size odd, got .*kernel_size=-1'),

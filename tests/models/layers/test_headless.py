@@ -108,3 +108,15 @@ def test_head_of_one_level_is_told_from_one_of_several():
             channels=4,
             num_classes=2,
         )
+
+
+def test_another_refusal_of_a_head_is_left_as_it_is():
+    with pytest.raises(AssertionError):
+        build_headless(
+            'Mine: part',
+            dict(type='PSPHead', pool_scales=3),
+            in_channels=4,
+            in_index=0,
+            channels=4,
+            num_classes=2,
+        )

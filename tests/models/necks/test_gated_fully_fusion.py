@@ -416,7 +416,7 @@ def resizes(monkeypatch) -> list:
         ('fpn', PAPER_SIZES, 1),
         ('gated_fpn', PAPER_SIZES, 1),
         # One for each level: its senders of another size are summed first.
-        ('sequential', PAPER_SIZES, 4),
+        ('sequential', PAPER_SIZES, 2),
         ('sequential', [(8, 6)] * 4, 0),
         ('concat', [(8, 6)] * 4, 0),
         ('fpn', [(8, 6)] * 4, 0),
