@@ -45,7 +45,7 @@ PLACES = [(folder, name) for folder, names in NAMES.items() for name in names]
 def test_registered_and_importable(folder: str, name: str) -> None:
     module = importlib.import_module(f'mmseg_fusion.models.{folder}')
     cls = getattr(module, name)
-    assert MODELS.get(name) is cls
+    assert cls in MODELS.module_dict.values()
     assert getattr(mmseg_fusion.models, name) is cls
     assert name in module.__all__
 

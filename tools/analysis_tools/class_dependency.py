@@ -53,7 +53,7 @@ from mmseg_fusion.analysis.layer_features import (  # noqa: E402
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add_models(
         parser,
         models='any MMSegmentation config and its checkpoint, or none for the initial weights; '

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from mmcv.cnn import ConvModule
+from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor, nn
@@ -119,11 +120,7 @@ class HFGDHead(BaseDecodeHead):
         high_channels, self.encoder = self.in_channels[-1], None
         if encoder is not None:
             self.encoder, high_channels = build_headless(
-                'HFGDHead: encoder',
-                encoder,
-                in_channels=self.in_channels[-1],
-                in_index=self.in_index[-1],
-                **part,
+                'HFGDHead: encoder', encoder, **self._seen_by(encoder), **part
             )
         levels = [*self.in_channels[:-1], high_channels]
         if not isinstance(upsampler, dict):
@@ -132,6 +129,13 @@ class HFGDHead(BaseDecodeHead):
                 f"dict(type='USFPNHead'), got {upsampler!r}"
             )
         index = upsampler.get('in_index', list(range(len(levels))))
+        if not set([index] if isinstance(index, int) else index) <= set(
+            range(-len(levels), len(levels))
+        ):
+            raise ValueError(
+                f'HFGDHead: upsampler.in_index counts the {len(levels)} levels of the head, 0 to '
+                f'{len(levels) - 1}, got {index!r}'
+            )
         self.upsampler, width = build_headless(
             'HFGDHead: upsampler',
             upsampler,
@@ -154,6 +158,11 @@ class HFGDHead(BaseDecodeHead):
         elif guidance and high_channels != channels:
             self.teacher_conv = ConvModule(high_channels, channels, 1, **conv)
         self.axial_attention = None
+        if not (axial_attention is None or isinstance(axial_attention, (bool, dict))):
+            raise ValueError(
+                'HFGDHead: axial_attention must be True, False or a dict of arguments, got '
+                f'{axial_attention!r}'
+            )
         if axial_attention not in (False, None):
             options = dict(
                 qk_channels=channels,
@@ -167,24 +176,56 @@ class HFGDHead(BaseDecodeHead):
             )
             if isinstance(axial_attention, dict):
                 options.update(axial_attention)
+            if channels % options['num_heads']:
+                raise ValueError(
+                    f'HFGDHead: {channels} channels cannot be split over {options["num_heads"]} '
+                    'heads: set decode_head.channels, or decode_head.axial_attention='
+                    'dict(num_heads=...)'
+                )
             self.axial_attention = AxialAttention(channels, channels, **options)
+
+    def _seen_by(self, encoder: dict) -> dict[str, Any]:
+        """``in_index``, which counts the backbone's levels, and ``in_channels`` of an encoder."""
+        index = self.in_index[-1]
+        if isinstance(encoder, dict):
+            index = encoder.get('in_index', index)
+        indices = index if isinstance(index, (list, tuple)) else [index]
+        known = dict(zip(self.in_index, self.in_channels))
+        if isinstance(encoder, dict) and 'in_channels' in encoder:
+            return dict(in_index=index)
+        if not set(indices) <= set(known):
+            raise ValueError(
+                f'HFGDHead: encoder has in_index={index!r}, and in_index={self.in_index} of the '
+                'head does not say the channels of that: set decode_head.encoder.in_channels'
+            )
+        channels = [known[i] for i in indices]
+        return dict(in_index=index, in_channels=channels if indices is index else channels[0])
 
     @property
     def _stops(self) -> bool:
         return self.guidance and self.stop_gradient
 
-    def _features(self, inputs: Sequence[Tensor], previous: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The high-level feature and the student's."""
-        *levels, high = self._transform_inputs(inputs)
-        if self.encoder is not None:
-            high = one_feature('HFGDHead: encoder', self.encoder, self.encoder(inputs, *previous))
-        levels.append(high)
+    def _high(self, inputs: Sequence[Tensor], previous: Sequence[Tensor]) -> Tensor:
+        """The high-level feature."""
+        if self.encoder is None:
+            return inputs[self.in_index[-1]]
+        cascaded = isinstance(self.encoder, BaseCascadeDecodeHead)
+        if cascaded and not previous:
+            raise ValueError(
+                f'HFGDHead: the encoder {type(self.encoder).__name__} refines the prediction of '
+                "another head: set model.type='CascadeEncoderDecoder' and a list of two decode "
+                'heads, this one second'
+            )
+        out = self.encoder(inputs, *(previous if cascaded else ()))
+        return one_feature('HFGDHead: encoder', self.encoder, out)
+
+    def _student(self, inputs: Sequence[Tensor], high: Tensor) -> Tensor:
+        """The feature of upsampler and axial attention."""
+        levels = [*self._transform_inputs(inputs)[:-1], high]
         if self._stops:
             levels = [x.detach() for x in levels]
         student = one_feature('HFGDHead: upsampler', self.upsampler, self.upsampler(levels))
-        if self.axial_attention is not None:
-            student = self.axial_attention(student)
-        return high, student
+        return student if self.axial_attention is None else self.axial_attention(student)
 
     def _classified(self, student: Tensor) -> Tensor:
         """Logits of the student, whose loss does not move the tokens."""
@@ -197,32 +238,36 @@ class HFGDHead(BaseDecodeHead):
 
     def forward(self, inputs: Sequence[Tensor], *previous: Tensor) -> Tensor:
         """Logits of the student."""
-        return self._classified(self._features(inputs, previous)[1])
+        return self._classified(self._student(inputs, self._high(inputs, previous)))
 
     def loss(self, inputs: Sequence[Tensor], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Losses of student and teacher; arguments as a plain or as a cascaded decode head."""
         names = ('prev_output', 'batch_data_samples', 'train_cfg')
         *previous, samples, _ = _in_order(names, args, kwargs)
-        high, student = self._features(inputs, previous)
-        losses = self.loss_by_feat(self._classified(student), samples)
+        high = self._high(inputs, previous)
+        found = {}
         if self.guidance:
+            # Before the upsampler runs: one that works in place would change what the teacher sees.
             teacher = high if self.teacher_conv is None else self.teacher_conv(high)
             for name, value in self.loss_by_feat(self.cls_seg(teacher), samples).items():
-                if 'loss' in name:
-                    value = self.teacher_loss_weight * value + self._nothing(inputs)
-                losses[f'teacher_{name}'] = value
+                weight = self.teacher_loss_weight if 'loss' in name else 1
+                found[f'teacher_{name}'] = weight * value
+        losses = self.loss_by_feat(self._classified(self._student(inputs, high)), samples)
+        losses.update(found)
+        # To the teacher's where there is one: the student's moves nothing of the backbone.
+        last = [name for name in losses if 'loss' in name][-1]
+        losses[last] = losses[last] + self._nothing(inputs)
         return losses
 
-    def _nothing(self, inputs: Sequence[Tensor]) -> Tensor | float:
-        """0 with a gradient of 0 for the levels that enter the upsampler detached.
+    def _nothing(self, inputs: Sequence[Tensor]) -> Tensor:
+        """0 with a gradient of 0 for every level.
 
-        Swin and ConvNeXt have a norm of their own for each level. Without any gradient it would be
-        an unused parameter, at which DistributedDataParallel stops. A sum over nothing, unlike a
-        product with 0, stays 0 whatever the level holds.
+        Swin and ConvNeXt have a norm of their own for each level. Where a level enters the
+        upsampler detached, or not at all, that norm would be an unused parameter, at which
+        DistributedDataParallel stops. A sum over nothing, unlike a product with 0, stays 0 whatever
+        the level holds.
         """
-        if not self._stops:
-            return 0.0
-        return sum(x.flatten()[:0].sum() for x in self._transform_inputs(inputs)[:-1])
+        return sum(x.flatten()[:0].sum() for x in self._transform_inputs(inputs))
 
     def predict(self, inputs: Sequence[Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """The student's logits at the size of the image."""

@@ -222,6 +222,7 @@ UPSAMPLERS = {
     'UPer': dict(type='UPerHead', pool_scales=(1, 2)),
     'DeepLabV3+': DLV3PLUS,
     'FPN': dict(type='FPNHead', feature_strides=list(STRIDES)),
+    'FaPN': dict(type='SemanticFPNHead', pyramid=dict(type='FaPN', deformable_groups=2)),
     'outside': dict(type='OutsideHead', in_index=[0, 3]),
 }
 CASES = {name: dict(upsampler=cfg) for name, cfg in UPSAMPLERS.items()}
@@ -255,6 +256,10 @@ def losses_of(model: nn.Module, step: int = 0) -> dict[str, Tensor]:
 @pytest.mark.parametrize('name', CASES)
 def test_each_loss_reaches_its_own_parts(name):
     model = case(name)
+    for key, weight in model.named_parameters():
+        # FaPN's offsets start at 0, where what they are made of has no gradient.
+        if 'offset_mask' in key:
+            torch.nn.init.normal_(weight, std=0.1)
     group, losses = parts(model), losses_of(model)
     student = group['upsampler'] | group['attention']
     teacher = group['backbone'] | group['encoder'] | group['teacher'] | group['tokens']
@@ -575,7 +580,7 @@ def test_predicts_the_students_and_does_not_run_the_teachers(encoder):
     images, samples = batch()
     model.loss(images, samples)
     fine, coarse = (2, 8, 24, 24), (2, 8, 3, 3)
-    assert seen == ([fine, coarse] if encoder else [fine, 'teacher_conv', coarse])
+    assert seen == ([coarse, fine] if encoder else ['teacher_conv', coarse, fine])
     seen.clear()
     model.eval()
     metas = [dict(img_shape=SIZE, ori_shape=SIZE, pad_shape=SIZE)] * 2
@@ -583,7 +588,8 @@ def test_predicts_the_students_and_does_not_run_the_teachers(encoder):
         found = model.encode_decode(images, metas)
         levels = model.extract_feat(images)
         assert seen == [fine]
-        high, student = head._features(levels, ())
+        high = head._high(levels, ())
+        student = head._student(levels, high)
         expected = F.interpolate(head.conv_seg(student), SIZE, mode='bilinear')
         torch.testing.assert_close(found, expected)
         # Which is not the teacher's.
@@ -672,7 +678,7 @@ def test_dropout_of_both_branches():
     samples, dropped = toy_samples(5, SIZE), []
     head.dropout.register_forward_hook(lambda m, x, y: dropped.append((x[0].shape[2], y)))
     head.loss(inputs, samples, Config())
-    assert [size for size, _ in dropped] == [24, 3]
+    assert [size for size, _ in dropped] == [3, 24]
     # Whole channels, other ones each time.
     gone = [(y == 0).all(3).all(2) for _, y in dropped]
     assert all(0 < g.sum() < g.numel() for g in gone)
@@ -877,7 +883,16 @@ def test_two_processes_without_unused_parameters(tmp_path):
         ),
         (
             dict(axial_attention=dict(num_heads=3)),
-            r'channels=8 of the attention is no multiple of num_heads=3',
+            r'8 channels cannot be split over 3 heads: set decode_head\.channels, or',
+        ),
+        (dict(axial_attention='yes'), r"axial_attention must be True, False or a dict.*got 'yes'"),
+        (
+            dict(upsampler=dict(type='USFPNHead', in_index=[0, 4])),
+            r'upsampler\.in_index counts the 4 levels of the head, 0 to 3, got \[0, 4\]',
+        ),
+        (
+            dict(encoder=dict(type='FCNHead', in_index=7)),
+            r'encoder has in_index=7.*set decode_head\.encoder\.in_channels',
         ),
     ],
 )
@@ -891,3 +906,42 @@ def test_a_head_with_two_outputs_is_refused(part):
     head = build(**{part: dict(type='DAHead', in_index=3, pam_channels=4)})
     with pytest.raises(ValueError, match=rf'HFGDHead: {part} must .* one output; DAHead .* tuple'):
         head(double())
+
+
+def test_ocr_without_a_first_head_is_refused():
+    head = build(encoder=dict(type='OCRHead', ocr_channels=4))
+    with pytest.raises(ValueError, match=r"OCRHead refines .* model\.type='CascadeEncoderDecoder'"):
+        head(double())
+
+
+def test_an_encoder_may_see_another_level():
+    head = build(encoder=dict(type='FCNHead', in_index=2, num_convs=1))
+    assert head.encoder.in_channels == LEVELS[2]
+    assert head(double()).shape[1] == 5
+
+
+@pytest.mark.parametrize('changes', [{}, dict(guidance=False), dict(stop_gradient=False)])
+def test_levels_that_the_upsampler_leaves_out_are_not_unused(changes):
+    head = build(upsampler=dict(type='FCNHead', in_index=3), **changes)
+    inputs = [x.requires_grad_() for x in double()]
+    losses = head.loss(inputs, toy_samples(5, SIZE, 2), None)
+    (losses['loss_ce'] + losses.get('teacher_loss_ce', 0)).backward()
+    assert all(x.grad is not None for x in inputs)
+
+
+class InPlaceHead(OutsideHead):
+    """An upsampler that overwrites what it is given."""
+
+    def forward(self, inputs):
+        return super().forward([x.mul_(2) for x in inputs])
+
+
+def test_an_upsampler_in_place_does_not_change_the_teacher_in_silence():
+    with MODELS.switch_scope_and_registry(None):
+        MODELS.register_module(module=InPlaceHead, force=True)
+    plain = build(encoder=None, upsampler=dict(type='OutsideHead', in_index=[0, 3]))
+    rude = build(encoder=None, upsampler=dict(type='InPlaceHead', in_index=[0, 3]))
+    rude.load_state_dict(plain.state_dict())
+    samples, levels = toy_samples(5, SIZE, 2), double()
+    expected = plain.loss([x.clone() for x in levels], samples, None)['teacher_loss_ce']
+    assert torch.equal(rude.loss(levels, samples, None)['teacher_loss_ce'], expected)
