@@ -82,7 +82,12 @@ def distinct() -> dict[str, str]:
 
 MODELS_OF_CONFIGS = distinct()
 # One per method: these run on every stack.
-CHEAP = {'upernet_r18_1xb16-4k_camvid-360x480', 'upernet_swin-t_4xb4-160k_ade20k-512x512'}
+CHEAP = {
+    'gff-dfp_r18-d8_1xb4-1k_fusion-shapes-128x128',
+    'hfgd_r18_1xb4-1k_fusion-shapes-128x128',
+    'upernet_r18_1xb16-4k_camvid-360x480',
+    'upernet_swin-t_4xb4-160k_ade20k-512x512',
+}
 
 
 @pytest.mark.parametrize(
