@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .layer_features import IGNORE, DataInfo, InputError, Observation
-from .pixel_relation import _wrapped
+from .layer_features import IGNORE, DataInfo, InputError, Observation, check_classes
+from .pixel_relation import wrapped
 
 #: Features (N, C) to points (N, 2), both float32.
 Embed = Callable[[np.ndarray], np.ndarray]
@@ -131,13 +131,7 @@ class PixelSample:
         pixels = min((np.unique(cells[cells >= 0]) for cells in under), key=len)
         found = label.reshape(-1)[pixels]
         pixels, found = pixels[found != IGNORE], found[found != IGNORE]
-        wrong = found[(found < 0) | (found >= self.num_classes)]
-        if len(wrong):
-            raise InputError(
-                f'the label of {first.path} holds class {wrong[0]}, but there are '
-                f'{self.num_classes} classes; check num_classes of the head, and '
-                'reduce_zero_label of the data set'
-            )
+        check_classes(first.path, found, self.num_classes)
         image = len(self.images)
         self.images.append(first.path)
         self.counts += np.bincount(found, minlength=self.num_classes)
@@ -519,7 +513,7 @@ def draw_embeddings(
 
     drawn, counts = np.unique(labels, return_counts=True)
     heads = [
-        f'{_wrapped(entry.name)}\n'
+        f'{wrapped(entry.name)}\n'
         f'silhouette {entry.silhouette:.3f}, within / between {entry.within_between:.3f}'
         for entry in maps
     ]

@@ -26,6 +26,7 @@ from .layer_features import (
     InputError,
     Observation,
     captured,
+    check_classes,
     last_head,
     observe,
 )
@@ -239,12 +240,7 @@ def _check_label(seen: Observation, num_classes: int) -> None:
             f'image is {height} x {width} (height x width): give the label of this image, and '
             'let LoadAnnotations stand behind Resize in the test pipeline'
         )
-    wrong = seen.label[(seen.label != IGNORE) & ((seen.label < 0) | (seen.label >= num_classes))]
-    if len(wrong):
-        raise InputError(
-            f'the label of {seen.path} holds class {wrong[0]}, but there are {num_classes} '
-            'classes; check num_classes of the head, and reduce_zero_label of the data set'
-        )
+    check_classes(seen.path, seen.label, num_classes)
 
 
 # --- numbers -----------------------------------------------------------------------------------

@@ -596,6 +596,25 @@ def check_alike(
             )
 
 
+def check_classes(path: str, label: np.ndarray, num_classes: int) -> None:
+    """The classes of a label are classes of the model.
+
+    Args:
+        path: of the image, for the message.
+        label: class ids of any shape; 255 is none.
+        num_classes: number of classes.
+
+    Raises:
+        InputError: another id is below 0, or ``num_classes`` or more.
+    """
+    wrong = label[(label != IGNORE) & ((label < 0) | (label >= num_classes))]
+    if len(wrong):
+        raise InputError(
+            f'the label of {path} holds class {wrong[0]}, but there are {num_classes} classes; '
+            'check num_classes of the head, and reduce_zero_label of the data set'
+        )
+
+
 @dataclass
 class Observed:
     """Models that are looked into side by side, an entry for each in every list."""

@@ -225,7 +225,7 @@ def over_image(values: np.ndarray, placement: Placement) -> np.ndarray:
     return whole[top : top + height, left : left + width]
 
 
-def _wrapped(name: str, width: int = 34) -> str:
+def wrapped(name: str, width: int = 34) -> str:
     """A long config name on several lines, broken where its parts end."""
     lines = ['']
     for part in re.findall(r'[^_\-\s]+[_\-\s]*|[_\-\s]+', name):
@@ -321,14 +321,14 @@ def draw_relations(
             bar = figure.colorbar(drawn, ax=ax, fraction=0.046, pad=0.02)
             bar.ax.tick_params(labelsize=7)
             bar.solids.set_alpha(1)
-            head = [_wrapped(f'{names[k]}: relation')] if r == 0 else []
+            head = [wrapped(f'{names[k]}: relation')] if r == 0 else []
             if not math.isnan(relation.own):
                 head.append(f'own class {relation.own:.2f}, others {relation.others:.2f}')
             ax.set_title('\n'.join(head), fontsize=10)
             ax = next(rest)
             ax.imshow(painted(view.prediction), extent=extent, interpolation='nearest')
             if r == 0:
-                ax.set_title(_wrapped(f'{names[k]}: prediction'), fontsize=10)
+                ax.set_title(wrapped(f'{names[k]}: prediction'), fontsize=10)
         for ax in axes[r]:
             ax.plot(point.x + 0.5, point.y + 0.5, 'o', ms=6, color='#e8112d', mec='white', mew=1.2)
             ax.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))

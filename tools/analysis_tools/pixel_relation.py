@@ -34,11 +34,11 @@ from mmengine.logging import MMLogger  # noqa: E402
 from prettytable import PrettyTable  # noqa: E402
 
 from mmseg_fusion.analysis.layer_features import (  # noqa: E402
-    IGNORE,
     ImageSet,
     InputError,
     Observation,
     batches,
+    check_classes,
     load_observed,
     observe,
 )
@@ -113,12 +113,7 @@ def points_of(args: argparse.Namespace, seen: Observation, num_classes: int) -> 
     """The pixels to look from in one image; classes are the label's, or as predicted."""
     size = seen.placement.size
     label = seen.label if seen.label is not None else seen.prediction
-    wrong = label[(label != IGNORE) & ((label < 0) | (label >= num_classes))]
-    if len(wrong):
-        raise InputError(
-            f'the label of {seen.path} holds class {wrong[0]}, but there are {num_classes} '
-            'classes; check num_classes of the head, and reduce_zero_label of the data set'
-        )
+    check_classes(seen.path, label, num_classes)
     if not args.point:
         return automatic_points(label, size, num_classes, args.max_points)
     for point in args.point:

@@ -61,7 +61,7 @@ class GFFHead(BaseDecodeHead):
     convolutions there (``num_convs=2, kernel_size=3``), which would cost more than table 3 has
     room for. Without ``dfp`` the context and the fused levels are concatenated (chosen).
 
-    The checkpoint of a head of the type of ``context`` can be loaded, as section 4.1.1 of the paper
+    The checkpoint of a head of the type of ``context`` can be loaded, as the ablation of table 1
     begins from a trained PSPNet: its weights then become the context's, and the rest starts fresh.
     """
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..layers.attention import AxialAttention
-from ..layers.headless import build_headless, one_feature
+from ..layers.headless import build_headless, check_head, one_feature
 from ..layers.levels import check_levels
 
 
@@ -123,11 +123,7 @@ class HFGDHead(BaseDecodeHead):
                 'HFGDHead: encoder', encoder, **self._seen_by(encoder), **part
             )
         levels = [*self.in_channels[:-1], high_channels]
-        if not isinstance(upsampler, dict):
-            raise ValueError(
-                'HFGDHead: upsampler must be the config of a decode head, such as '
-                f"dict(type='USFPNHead'), got {upsampler!r}"
-            )
+        check_head('HFGDHead: upsampler', upsampler)
         index = upsampler.get('in_index', list(range(len(levels))))
         if not set([index] if isinstance(index, int) else index) <= set(
             range(-len(levels), len(levels))
@@ -186,20 +182,19 @@ class HFGDHead(BaseDecodeHead):
 
     def _seen_by(self, encoder: dict) -> dict[str, Any]:
         """``in_index``, which counts the backbone's levels, and ``in_channels`` of an encoder."""
-        index = self.in_index[-1]
-        if isinstance(encoder, dict):
-            index = encoder.get('in_index', index)
-        indices = index if isinstance(index, (list, tuple)) else [index]
-        known = dict(zip(self.in_index, self.in_channels))
-        if isinstance(encoder, dict) and 'in_channels' in encoder:
+        check_head('HFGDHead: encoder', encoder)
+        index = encoder.get('in_index', self.in_index[-1])
+        if 'in_channels' in encoder:
             return dict(in_index=index)
-        if not set(indices) <= set(known):
+        known = dict(zip(self.in_index, self.in_channels))
+        many = isinstance(index, (list, tuple))
+        if not set(index if many else [index]) <= set(known):
             raise ValueError(
                 f'HFGDHead: encoder has in_index={index!r}, and in_index={self.in_index} of the '
                 'head does not say the channels of that: set decode_head.encoder.in_channels'
             )
-        channels = [known[i] for i in indices]
-        return dict(in_index=index, in_channels=channels if indices is index else channels[0])
+        channels = [known[i] for i in index] if many else known[index]
+        return dict(in_index=index, in_channels=channels)
 
     @property
     def _stops(self) -> bool:

@@ -16,13 +16,7 @@ from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ..layers.levels import check_levels
-
-
-def _enlarged(x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
-    if x.shape[2:] == size:
-        return x
-    return resize(x, size, None, 'bilinear', align_corners, warning=False)
+from ..layers.levels import check_levels, resize_to
 
 
 class TopDown(nn.Module):
@@ -160,21 +154,21 @@ class SemanticFPNHead(BaseDecodeHead):
                 for step, block in enumerate(blocks):
                     x = block(x)
                     if i:
-                        x = _enlarged(x, sizes[i - 1 - step], self.align_corners)
+                        x = resize_to(x, sizes[i - 1 - step], self.align_corners)
                 x = last(x)
             else:
                 for step, block in enumerate(branch):
                     if step:
-                        x = _enlarged(x, sizes[i - step], self.align_corners)
+                        x = resize_to(x, sizes[i - step], self.align_corners)
                     x = block(x)
             if waiting and waiting[-1][0] == x.shape[2:]:
                 x = x + waiting.pop()[1]
             waiting.append((x.shape[2:], x))
         out = waiting[0][1]
         for _, x in waiting[1:]:
-            out = out + _enlarged(x, finest, self.align_corners)
+            out = out + resize_to(x, finest, self.align_corners)
         if self.extra_upsampling:
-            out = _enlarged(out, [2 * n for n in finest], self.align_corners)
+            out = resize_to(out, [2 * n for n in finest], self.align_corners)
         return out if self.fuse_conv is None else self.fuse_conv(out)
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:

@@ -11,24 +11,20 @@ from typing import Literal, get_args
 
 import torch
 from mmcv.cnn import ConvModule
-from mmseg.models.utils import resize
 from torch import Tensor, nn
+
+from .levels import resize_to
 
 Form = Literal['conv', 'dilated']
 
 
 def stack_features(features: Sequence[Tensor], like: Tensor, align_corners: bool) -> Tensor:
-    """The features, resized bilinearly to the size of ``like``, along the channels."""
-    size = like.shape[2:]
-    return torch.cat(
-        [
-            x
-            if x.shape[2:] == size
-            else resize(x, size, None, 'bilinear', align_corners, warning=False)
-            for x in features
-        ],
-        1,
-    )
+    """The features, resized bilinearly to the size of ``like``, along the channels.
+
+    Shape:
+        Tensors (N, C_i, H_i, W_i) and ``like`` (N, C, H, W) to (N, sum of C_i, H, W).
+    """
+    return torch.cat([resize_to(x, like.shape[2:], align_corners) for x in features], 1)
 
 
 class DenseFeaturePyramid(nn.Module):

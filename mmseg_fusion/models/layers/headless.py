@@ -9,6 +9,23 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 
+def check_head(owner: str, cfg: dict) -> None:
+    """``cfg`` is the config of a head.
+
+    Args:
+        owner: as of :func:`build_headless`.
+        cfg: what was given.
+
+    Raises:
+        ValueError: it is no dict with a type.
+    """
+    if not isinstance(cfg, dict) or 'type' not in cfg:
+        raise ValueError(
+            f"{owner} must be the config of a decode head, such as dict(type='PSPHead'), "
+            f'got {cfg!r}'
+        )
+
+
 def build_headless(owner: str, cfg: dict, **defaults: Any) -> tuple[nn.Module, int]:
     """Builds a decode head that returns the features that it would classify.
 
@@ -27,11 +44,7 @@ def build_headless(owner: str, cfg: dict, **defaults: Any) -> tuple[nn.Module, i
     Raises:
         ValueError: ``cfg`` is no config of a head, or the head has no ``conv_seg``.
     """
-    if not isinstance(cfg, dict) or 'type' not in cfg:
-        raise ValueError(
-            f"{owner} must be the config of a decode head, such as dict(type='PSPHead'), "
-            f'got {cfg!r}'
-        )
+    check_head(owner, cfg)
     cfg = {**defaults, **cfg}
     try:
         head = MODELS.build(cfg)

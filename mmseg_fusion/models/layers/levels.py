@@ -1,8 +1,11 @@
-"""What heads on several levels ask of their arguments."""
+"""What heads and necks on several levels share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from mmseg.models.utils import resize
+from torch import Tensor
 
 
 def check_levels(
@@ -38,3 +41,19 @@ def check_levels(
             f'{kwargs["input_transform"]!r}'
         )
     return list(in_index)
+
+
+def resize_to(x: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
+    r"""``x`` at a size, bilinearly; itself where it has that size.
+
+    Args:
+        x: a feature.
+        size: height and width in cells.
+        align_corners: as of :func:`torch.nn.functional.interpolate`.
+
+    Shape:
+        (N, C, H, W) to (N, C, \*size).
+    """
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    return resize(x, tuple(size), mode='bilinear', align_corners=align_corners, warning=False)

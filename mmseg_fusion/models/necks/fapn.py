@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from mmcv.cnn import ConvModule, build_activation_layer, build_conv_layer
 from mmengine.model import BaseModule, caffe2_xavier_init
-from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from ..layers.deform_conv import Implementation, ModulatedDeformConv2d
+from ..layers.levels import resize_to
 
 
 class FeatureSelection(nn.Module):
@@ -89,9 +89,7 @@ class FeatureAlignment(nn.Module):
         self.activation = build_activation_layer(act_cfg)
 
     def forward(self, selected: Tensor, above: Tensor) -> Tensor:
-        size = selected.shape[2:]
-        if above.shape[2:] != size:
-            above = resize(above, size=size, mode='bilinear', align_corners=False)
+        above = resize_to(above, selected.shape[2:])
         both = self.compare(torch.cat((selected, 2 * above), 1))
         offset, mask = self.offset_mask(both).split(self.parts, 1)
         return self.activation(self.deform(above, offset, mask.sigmoid()))

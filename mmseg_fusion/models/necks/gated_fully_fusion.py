@@ -11,9 +11,10 @@ from typing import Literal, get_args
 import torch
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
-from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 from torch import Tensor, nn
+
+from ..layers.levels import resize_to
 
 Fusion = Literal['gff', 'concat', 'add', 'fpn', 'gated_fpn']
 Update = Literal['simultaneous', 'sequential']
@@ -211,9 +212,7 @@ class GatedFullyFusion(BaseModule):
         ]
 
     def _resized(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        if _size(x) == size:
-            return x
-        return resize(x, size, mode='bilinear', align_corners=self.align_corners, warning=False)
+        return resize_to(x, size, self.align_corners)
 
     def _summed(self, terms: list[Tensor]) -> list[Tensor]:
         """For every level the sum of all terms at its size; levels of a size share it."""

@@ -14,6 +14,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from mmseg_fusion.analysis import count_call
+from mmseg_fusion.models.layers import levels
 from mmseg_fusion.models.necks import GatedFullyFusion, gated_fully_fusion
 
 from ...testers import NeckTester
@@ -392,13 +393,13 @@ def test_number_and_size_of_gates(name: str) -> None:
 def resizes(monkeypatch) -> list:
     """Every resize: from which size to which."""
     seen = []
-    original = gated_fully_fusion.resize
+    original = levels.resize
 
     def spy(x, size, *args, **kwargs):
         seen.append((tuple(x.shape[2:]), tuple(size)))
         return original(x, size, *args, **kwargs)
 
-    monkeypatch.setattr(gated_fully_fusion, 'resize', spy)
+    monkeypatch.setattr(levels, 'resize', spy)
     return seen
 
 
