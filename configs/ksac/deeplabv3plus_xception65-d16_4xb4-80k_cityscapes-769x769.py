@@ -1,6 +1,6 @@
 _base_ = [
     '../_base_/models/deeplabv3plus_xception65-d16.py',  # DeepLabV3+ with Xception-65, output stride 16
-    '../_base_/datasets/cityscapes_769x769.py',  # 19 classes, batch 2 per GPU
+    '../_base_/datasets/cityscapes_769x769_ksac.py',  # scales in steps, flip and crop; batch 2 per GPU
     '../_base_/default_runtime.py',
     '../_base_/schedules/schedule_80k.py'  # SGD, lr 0.01, wd 5e-4
 ]

@@ -28,8 +28,9 @@ OURS_ALONE = {
     'models/upernet_r18.py',
     'schedules/schedule_1k.py',
     'schedules/schedule_4k.py',
-    # KSAC and its baselines on Xception-65.
+    # KSAC and its baselines: tests/configs/test_ksac.py.
     'datasets/ade20k_513x513.py',
+    'datasets/cityscapes_769x769_ksac.py',
     'datasets/pascal_voc12_513x513.py',
     'datasets/pascal_voc12_aug_513x513.py',
     'models/deeplabv3plus_xception65-d16.py',
