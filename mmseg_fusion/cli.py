@@ -1,14 +1,16 @@
-"""What the command line tools share: MMSegmentation's own tools, and kind words on wrong paths."""
+"""What the command line tools share: MMSegmentation's own tools, kind words, whole files."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import importlib.util
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import BinaryIO
 
 CONFIGS = Path(__file__).parent / '.mim' / 'configs'
 
@@ -127,6 +129,22 @@ def check_at_least(parser: argparse.ArgumentParser, args: argparse.Namespace, **
         value = getattr(args, name)
         if value is not None and value < smallest:
             parser.error(f'--{name.replace("_", "-")} must be at least {smallest}, got {value}')
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that is at ``path`` once it is complete, and never in part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # No suffix of an image or a label: what a killed process leaves is taken for neither.
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        with temporary.open('wb') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def run_installed_tool(name: str) -> None:

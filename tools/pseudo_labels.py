@@ -16,17 +16,17 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 ROOT = Path(__file__).resolve().parents[1]
 if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_checkpoint, check_config  # noqa: E402  isort: skip
+from mmseg_fusion.cli import check_checkpoint, check_config, whole_file  # noqa: E402  isort: skip
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -131,22 +131,6 @@ def find_images(images: Path, out: Path) -> dict[str, str]:
             )
         first[label] = name
     return labels
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that is at ``path`` once it is complete, and never in part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # No suffix of an image or a label: what a killed process leaves is taken for neither.
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        with temporary.open('wb') as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @dataclass
