@@ -159,3 +159,33 @@ def test_larger_kernels_do_not_merge() -> None:
         module.merge()
     with pytest.raises(ValueError, match=r'1x1; car.kernel_size is 3'):
         layer(kernel_size=3, merged=True)
+
+
+def test_linear_layer_starts_as_xavier_uniform_without_bias() -> None:
+    linear = layer(in_channels=512, channels=512).linear.requires_grad_(False)
+    bound = (6 / (512 + 512)) ** 0.5
+    assert 0.99 * bound < linear.weight.abs().max() <= bound
+    assert linear.weight.std() == pytest.approx(bound / 3**0.5, rel=0.01)
+    assert not linear.bias.any()
+
+
+def test_inter_class_losses_at_the_start() -> None:
+    """On features that tell the classes apart the inter-class losses begin near 0.
+
+    59 classes, 512 channels behind a ReLU, noise 1.25 times as wide as the classes lie apart. With
+    PyTorch's own start of the linear layer both losses begin large: 0.128 and 0.375.
+    """
+    label = torch.randint(59, (2, 16, 16)).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    centers = torch.randn(59, 512)[label].movedim(-1, 1)
+    x = (centers + 1.25 * torch.randn(2, 512, 32, 32)).relu()
+    linear = layer(in_channels=512, channels=512).linear
+    found = {}
+    with torch.no_grad():
+        for start in ('authors', 'torch'):
+            losses = ClassAwareRegularization(num_classes=59)(linear(x), label)
+            found[start] = [losses[f'loss_car_inter_{name}'].item() for name in ('c2c', 'c2p')]
+            linear.reset_parameters()
+    c2c, c2p = found['authors']
+    assert c2c < 0.001
+    assert c2p < 0.01
+    assert found['torch'] == pytest.approx([0.128, 0.375], rel=0.1)
