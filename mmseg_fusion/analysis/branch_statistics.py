@@ -1,171 +1,25 @@
-"""Mean and standard deviation of every branch of every fusion: algorithm 1 of arXiv 2402.01149."""
+"""Old place of what measures branches, until version 0.3: see :mod:`mmseg_fusion.fusions`."""
 
-from __future__ import annotations
+import warnings
 
-import contextlib
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from ..fusions.statistics import (
+    BranchStatistics,
+    measure_branches,
+    measuring,
+    reduce_statistics,
+    split_batches,
+)
 
-import torch
-import torch.nn.functional as F
-from mmengine.dist import all_gather_object
-from torch import Tensor, nn
+__all__ = [
+    'BranchStatistics',
+    'measure_branches',
+    'measuring',
+    'reduce_statistics',
+    'split_batches',
+]
 
-from .fusion import Fusion, FusionTracer, kept_state
-
-# Below this share of the second moment a variance is the rounding of float32 sums.
-_ROUNDING = 1e-6
-
-
-@dataclass
-class BranchStatistics:
-    """First and second moments of the branches of one fusion, summed over images.
-
-    Algorithm 1: ``m1`` and ``m2`` are sums over images of the image's mean of ``x`` and of
-    ``x^2``, one scalar per branch.
-
-    Attributes:
-        channels: channels of each branch.
-        count: images that were summed (times a layer ran, if it runs more than once).
-        m1: per branch, the sum of means.
-        m2: per branch, the sum of mean squares.
-    """
-
-    channels: tuple[int, ...]
-    count: int = 0
-    m1: list[float] = field(default_factory=list)
-    m2: list[float] = field(default_factory=list)
-
-    def add(self, parts: Sequence[Tensor]) -> None:
-        """Adds one batch; ``parts`` are the branches, each with the images in dimension 0."""
-        flat = [p.detach().float().flatten(1) for p in parts]
-        first = torch.stack([p.mean(1).double().sum() for p in flat]).tolist()
-        second = torch.stack([p.square().mean(1).double().sum() for p in flat]).tolist()
-        self.count += parts[0].shape[0]
-        self._sum(first, second)
-
-    def _sum(self, first: list[float], second: list[float]) -> None:
-        self.m1 = [a + b for a, b in zip(self.m1, first)] if self.m1 else list(first)
-        self.m2 = [a + b for a, b in zip(self.m2, second)] if self.m2 else list(second)
-
-    def merge(self, other: BranchStatistics) -> None:
-        """Adds the sums of another process."""
-        if other.channels != self.channels:
-            raise ValueError(f'branches {self.channels} and {other.channels} do not match')
-        self.count += other.count
-        self._sum(other.m1, other.m2)
-
-    @property
-    def mean(self) -> list[float]:
-        """Mean of each branch, ``m1 / |S|``."""
-        return [m / self.count for m in self.m1]
-
-    @property
-    def std(self) -> list[float]:
-        """Standard deviation of each branch, ``sqrt(m2 / |S| - mean^2)``; 0 for a constant."""
-        values = []
-        for mean, second in zip(self.mean, self.m2):
-            second /= self.count
-            variance = second - mean * mean
-            if not math.isfinite(variance):
-                values.append(math.nan)
-            else:
-                values.append(math.sqrt(variance) if variance > _ROUNDING * second else 0.0)
-        return values
-
-
-def _is_dropout(module: nn.Module) -> bool:
-    # Attention drops by its own training flag.
-    kinds = (nn.modules.dropout._DropoutNd, nn.MultiheadAttention)
-    return isinstance(module, kinds) or type(module).__name__ == 'DropPath'
-
-
-@contextlib.contextmanager
-def measuring(model: nn.Module) -> Iterator[None]:
-    """Brings a model into the mode in which its branches are measured, and back.
-
-    The mode of training with what is random inside the model switched off (chosen, the paper
-    names no mode): norm layers use the statistics of the batch, as they will when training
-    starts (those of a backbone with ``norm_eval`` stay frozen), dropout and drop path are off.
-    SyncBN uses the batch of its own process, so that processes with uneven shares of the images
-    never wait for each other. Afterwards buffers, training flags and random states are as before.
-    """
-    with torch.no_grad(), kept_state(model):
-        model.train()
-        replaced = []
-        for module in model.modules():
-            if _is_dropout(module):
-                module.training = False
-            elif 'SyncBatchNorm' in type(module).__name__ and module.training:
-
-                def local(x: Tensor, m: nn.Module = module) -> Tensor:
-                    return F.batch_norm(x, None, None, m.weight, m.bias, True, 0.0, m.eps)
-
-                module.forward = local
-                replaced.append(module)
-        try:
-            yield
-        finally:
-            for module in replaced:
-                del module.forward
-
-
-def split_batches(order: Sequence[int], size: int) -> list[list[int]]:
-    """Batches of ``size`` in the given order; a last one of one image joins the one before it.
-
-    One image alone has no batch statistics where a map is pooled to 1 x 1.
-    """
-    batches = [list(order[i : i + size]) for i in range(0, len(order), size)]
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        alone = batches.pop()
-        batches[-1] += alone
-    return batches
-
-
-def measure_branches(
-    model: nn.Module,
-    batches: Iterable,
-    run: Callable[[object], object],
-    counted: int | None = None,
-    on_batch: Callable[[int], None] | None = None,
-) -> tuple[dict[str, Fusion], dict[str, BranchStatistics]]:
-    """Measures every branch of every fusion of ``model``: one forward pass per batch.
-
-    Nothing of the features is kept: the memory does not grow with the number of images.
-
-    Args:
-        model: the model; it is measured in the mode of :func:`measuring`.
-        batches: what ``run`` takes, one item per forward pass.
-        run: runs one forward pass of the model.
-        counted: only the first ``counted`` batches enter the sums, the rest only runs.
-        on_batch: called with the number of the batch after each pass.
-
-    Returns:
-        Fusions and their statistics by name of the layer, of this process alone: see
-        :func:`reduce_statistics`.
-    """
-    statistics: dict[str, BranchStatistics] = {}
-    counting = True
-
-    def add(fusion: Fusion, x: Tensor) -> None:
-        if counting:
-            known = statistics.setdefault(fusion.name, BranchStatistics(fusion.channels))
-            known.add(fusion.split(x))
-
-    with measuring(model), FusionTracer(model, add) as tracer:
-        for index, batch in enumerate(batches):
-            counting = counted is None or index < counted
-            run(batch)
-            if on_batch is not None:
-                on_batch(index)
-        return {fusion.name: fusion for fusion in tracer.fusions}, statistics
-
-
-def reduce_statistics(statistics: dict[str, BranchStatistics]) -> dict[str, BranchStatistics]:
-    """Sums the statistics of all processes, in the order of their ranks: the same on each."""
-    total: dict[str, BranchStatistics] = {}
-    for share in all_gather_object(statistics):
-        for name, part in share.items():
-            total.setdefault(name, BranchStatistics(part.channels)).merge(part)
-    return total
+warnings.warn(
+    'mmseg_fusion.analysis.branch_statistics has moved: import from mmseg_fusion.fusions',
+    DeprecationWarning,
+    stacklevel=2,
+)

@@ -19,14 +19,17 @@ from mmengine.runner import load_checkpoint
 from mmseg.registry import DATASETS, MODELS
 from torch import nn
 
-from ..engine.hooks.scale_equalizer_hook import (
+from ..fusions import (
+    Fusion,
     constants,
     fold_plan,
     install_equalizer,
+    measure_branches,
+    measuring,
     plan_layers,
+    select_fusions,
+    split_batches,
 )
-from .branch_statistics import measure_branches, measuring, split_batches
-from .fusion import Fusion, select_fusions
 
 #: The three models that are compared, as they are called in table and chart.
 BEFORE, EXPLICIT, FOLDED = 'before', 'equalized', 'folded'
@@ -65,7 +68,7 @@ def gradient_scales(
     """Root mean square of the loss gradient of each branch's weight block, per fusion layer.
 
     The gradient is that of the mean loss over all batches, in the mode of
-    :func:`~mmseg_fusion.analysis.branch_statistics.measuring`; no ``.grad`` is touched.
+    :func:`~mmseg_fusion.fusions.measuring`; no ``.grad`` is touched.
 
     Args:
         model: the model.

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from mmseg_fusion.analysis.fusion import Fusion
 from mmseg_fusion.analysis.scale_report import (
     BEFORE,
     EXPLICIT,
@@ -17,6 +16,7 @@ from mmseg_fusion.analysis.scale_report import (
     report_rows,
     scale_report,
 )
+from mmseg_fusion.fusions import Fusion
 
 from ..engine.small import config
 from ..engine.test_scale_equalizer_hook import BIASED

@@ -18,14 +18,14 @@ from mmengine.runner import CheckpointLoader, Runner
 from mmseg.registry import MODELS, TRANSFORMS
 from torch import nn
 
-from mmseg_fusion.analysis.branch_statistics import (
+from mmseg_fusion.engine.hooks import ScaleEqualizerHook
+from mmseg_fusion.fusions import (
     BranchStatistics,
+    ScaleEqualizer,
     measure_branches,
     measuring,
     split_batches,
 )
-from mmseg_fusion.engine.hooks import ScaleEqualizerHook
-from mmseg_fusion.models.layers import ScaleEqualizer
 
 from ..testers import HookTester
 from .small import BN, LEVELS, UPER, config, dataset, runner

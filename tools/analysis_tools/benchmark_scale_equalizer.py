@@ -35,14 +35,14 @@ from mmseg.registry import MODELS  # noqa: E402
 from prettytable import PrettyTable  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from mmseg_fusion.analysis import Fusion  # noqa: E402
-from mmseg_fusion.analysis.branch_statistics import measure_branches  # noqa: E402
 from mmseg_fusion.analysis.counting import forget_pretrained  # noqa: E402
-from mmseg_fusion.analysis.fusion import FusionTracer  # noqa: E402
-from mmseg_fusion.engine.hooks.scale_equalizer_hook import (  # noqa: E402
+from mmseg_fusion.fusions import (  # noqa: E402
+    Fusion,
+    FusionTracer,
     constants,
     fold_plan,
     install_equalizer,
+    measure_branches,
     plan_equalization,
 )
 

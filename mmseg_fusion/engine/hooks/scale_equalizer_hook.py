@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -24,174 +24,36 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
-from ...analysis.branch_statistics import (
+from ... import fusions
+from ...fusions.fold import constants, fold_plan, fold_tensors, install_equalizer
+from ...fusions.plan import plan_layers
+from ...fusions.state import kept_state
+from ...fusions.statistics import (
     BranchStatistics,
     measure_branches,
     measuring,
     reduce_statistics,
     split_batches,
 )
-from ...analysis.fusion import Fusion, FusionTracer, kept_state, select_fusions
-from ...models.layers.scale_equalizer import (
-    ScaleEqualizer,
-    bias_shift,
-    expand_branches,
-    fold_scale_equalizer,
-    fold_tensors,
-)
+from ...fusions.trace import Fusion, FusionTracer, select_fusions
 
 #: Key in a checkpoint's meta.
 META_KEY = 'scale_equalizer'
 
-
-def _equalize_input(layer: nn.Module, inputs: tuple) -> tuple:
-    x, *rest = inputs
-    equalizer = layer.scale_equalizer
-    if layer.weight.dim() > 2:
-        return (equalizer(x), *rest)
-    # A linear layer has its channels last.
-    return (equalizer(x.movedim(-1, 1)).movedim(1, -1), *rest)
+_MOVED = ('plan_equalization',)
 
 
-def _shift_output(layer: nn.Module, inputs: tuple, output: Tensor | list) -> Tensor | list:
-    if isinstance(output, list):
-        # A kernel-sharing layer gives a map per rate, each with the bias.
-        return [_shift_output(layer, inputs, part) for part in output]
-    # The means as they act behind the layer: so the raw feature is padded with 0, as in the
-    # folded layer, and a saved checkpoint gives the same logits up to the border.
-    offset = layer.scale_equalizer_offset
-    shift = bias_shift(layer.weight, offset, getattr(layer, 'groups', 1)).to(output.dtype)
-    if layer.weight.dim() > 2:
-        shift = shift.view(-1, *([1] * (output.dim() - 2)))
-    return output - shift
-
-
-def constants(entry: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-    """Divisor and offset (None if there is no bias for it) per input channel of a planned layer.
-
-    Args:
-        entry: what :func:`plan_equalization` returns.
-
-    Returns:
-        Two tensors (C_in,), float64.
-    """
-    sigma = expand_branches(entry['divisor'], entry['channels'])
-    return sigma, expand_branches(entry['offset'], entry['channels']) if entry['bias'] else None
-
-
-def install_equalizer(layer: nn.Module, sigma: Tensor, mu: Tensor | None) -> None:
-    """Puts the explicit equalizers of all branches before a fusion layer, as constants.
-
-    The division acts on the layer's input, the subtraction of the means behind the layer, which
-    is the same thing with the raw feature zero-padded.
-
-    Args:
-        layer: convolution or linear layer.
-        sigma: (C_in,) standard deviation of each input channel's branch.
-        mu: (C_in,) its mean, or None to leave the means alone.
-    """
-    device = layer.weight.device
-    layer.scale_equalizer = ScaleEqualizer(0.0, sigma, persistent=False).to(device)
-    layer.register_forward_pre_hook(_equalize_input)
-    if mu is not None:
-        offset = (mu.double() / sigma.double()).float().to(device)
-        layer.register_buffer('scale_equalizer_offset', offset, persistent=False)
-        layer.register_forward_hook(_shift_output)
-
-
-def plan_equalization(
-    fusion: Fusion,
-    statistics: BranchStatistics,
-    equalize_mean: Literal['auto'] | bool = 'auto',
-) -> dict[str, Any]:
-    """What is to be done to one fusion layer, as plain numbers.
-
-    Args:
-        fusion: the layer.
-        statistics: moments of its branches.
-        equalize_mean: as for :class:`ScaleEqualizerHook`.
-
-    Returns:
-        ``name``, ``channels``, ``sizes`` and ``reason`` of the fusion; per branch the measured
-        ``mean`` and ``std``, the ``ratio`` of the std to the largest of the layer, and the
-        ``divisor`` of the weight block and the ``offset`` taken out of the feature, 1 and 0 for a
-        branch that is left alone; and ``bias``, whether the offsets go into the layer's bias.
-
-    Raises:
-        FloatingPointError: a moment is not finite; layer and branch are named.
-    """
-    mean, std = statistics.mean, statistics.std
-    for index, values in enumerate(zip(mean, std)):
-        if not all(map(math.isfinite, values)):
-            raise FloatingPointError(
-                f'Scale equalization: branch {index} of {fusion.name} has mean {values[0]} and '
-                f'standard deviation {values[1]}; no weight was changed. Check the training '
-                'images for NaN and the loaded weights, or leave the layer out with layers=[...].'
-            )
-    has_bias = getattr(fusion.conv, 'bias', None) is not None
-    bias = not fusion.normalized if equalize_mean == 'auto' else equalize_mean
-    done = [fusion.equalizable and s > 0 for s in std]
-    return {
-        'name': fusion.name,
-        'channels': list(fusion.channels),
-        'sizes': [list(s) for s in fusion.sizes],
-        'mean': mean,
-        'std': std,
-        'ratio': [s / max(std) if max(std) > 0 else 0.0 for s in std],
-        'divisor': [s if d else 1.0 for s, d in zip(std, done)],
-        'offset': [m if d else 0.0 for m, d in zip(mean, done)],
-        'bias': bool(fusion.equalizable and has_bias and bias),
-        'reason': fusion.reason,
-    }
-
-
-def plan_layers(
-    fusions: Sequence[Fusion],
-    measure: Callable[[], dict[str, BranchStatistics]],
-    equalize_mean: Literal['auto'] | bool = 'auto',
-) -> list[dict[str, Any]]:
-    """Plans the fusion layers of a model, in the order in which they run.
-
-    One measurement serves them all where a norm stands behind each fusion: it sets the scale of
-    what follows anew. Without one, equalizing a layer changes what the later ones take, so they
-    are measured again with it equalized (chosen: the paper's heads all have norms, its algorithm 1
-    knows one fusion). The weights are put back at the end.
-
-    Args:
-        fusions: the layers.
-        measure: measures all branches of the model as it is, by name of the layer.
-        equalize_mean: as for :class:`ScaleEqualizerHook`.
-
-    Returns:
-        What :func:`plan_equalization` returns, per layer.
-    """
-    before = [(f.conv, copy.deepcopy(f.conv.state_dict())) for f in fusions]
-    plans: list[dict[str, Any]] = []
-    try:
-        while len(plans) < len(fusions):
-            statistics = measure()
-            for fusion in fusions[len(plans) :]:
-                plan = plan_equalization(fusion, statistics[fusion.name], equalize_mean)
-                plans.append(plan)
-                if plan['reason']:
-                    continue
-                fold_plan(plan, fusion.conv)
-                if not fusion.rescaled:
-                    break
-    finally:
-        for layer, state in before:
-            layer.load_state_dict(state)
-    return plans
-
-
-def fold_plan(plan: dict[str, Any], layer: nn.Module) -> None:
-    """Folds the constants of a planned layer into ``layer``, in place."""
-    fold_scale_equalizer(
-        layer, plan['channels'], plan['offset'], plan['divisor'], bias=plan['bias']
+def __getattr__(name: str) -> Any:
+    # Until version 0.3.
+    if name not in _MOVED:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    warnings.warn(
+        f'{name} has moved: import it from mmseg_fusion.fusions', DeprecationWarning, stacklevel=2
     )
+    return getattr(fusions, name)
 
 
 @HOOKS.register_module()
@@ -203,7 +65,7 @@ class ScaleEqualizerHook(Hook):
     :func:`plan_layers`). With ``mode='fold'`` the constants go into the initial weight
     of the layer behind the concatenation (equation 9) and training costs nothing more.
 
-    The fusions are found by watching a forward pass (:func:`mmseg_fusion.analysis.trace_fusions`),
+    The fusions are found by watching a forward pass (:func:`mmseg_fusion.fusions.trace_fusions`),
     no head is known by name. Those inside the backbone are pretrained and left alone; so are
     depthwise fusion layers and branches that are constant (standard deviation 0), which are
     reported. It runs once, before the first training step and after weights are loaded: never on

@@ -45,7 +45,7 @@ def batch_norm_after_upsampling(
     Args:
         head: registered name of the head.
         layers: qualified names of the fusion convolutions in the head, e.g.
-            ``['fpn_bottleneck.conv']``; :func:`mmseg_fusion.analysis.trace_fusions` lists them.
+            ``['fpn_bottleneck.conv']``; :func:`mmseg_fusion.fusions.trace_fusions` lists them.
         branches: qualified names of the ``ConvModule`` at the end of each branch, whose norm is
             taken away, e.g. ``['fpn_convs.0', 'bottleneck']``; it gets a bias instead. Empty: the
             norm after upsampling is added to those that are there.

@@ -1,5 +1,6 @@
 """Blocks that several heads use."""
 
+from ...fusions import ScaleEqualizer, fold_scale_equalizer
 from .attention import (
     AxialAttention,
     ChannelizedAxialAttention,
@@ -10,7 +11,6 @@ from .class_aware_conv import ClassAwareConv
 from .deform_conv import ModulatedDeformConv2d, modulated_deform_conv2d
 from .dense_feature_pyramid import DenseFeaturePyramid
 from .kernel_sharing import KernelSharingAtrousConv
-from .scale_equalizer import ScaleEqualizer, fold_scale_equalizer
 
 __all__ = [
     'AxialAttention',

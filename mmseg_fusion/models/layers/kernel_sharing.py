@@ -6,7 +6,8 @@ Kernel-Sharing Atrous Convolution for Semantic Segmentation", arXiv 1908.09443.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from math import ceil
 from numbers import Integral
 from typing import Any, Literal
@@ -315,6 +316,19 @@ class KernelSharingAtrousConv(BaseModule):
         for branch in rest:
             first = first + branch
         return first
+
+    @contextmanager
+    def while_traced(self) -> Iterator[None]:
+        """The pyramid as dilated convolutions, for :class:`mmseg_fusion.fusions.FusionTracer`.
+
+        The maps are the same, and each of these convolutions takes the pyramid's input itself,
+        where the nine products take parts of it.
+        """
+        before, self.implementation = self.implementation, 'dilated'
+        try:
+            yield
+        finally:
+            self.implementation = before
 
     def extra_repr(self) -> str:
         return f'dilations={self.dilations}, implementation={self.implementation!r}'

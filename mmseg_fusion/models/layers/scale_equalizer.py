@@ -1,198 +1,27 @@
-"""Scale equalizer of multi-level feature fusion.
+"""Old place of the scale equalizer, until version 0.3: see :mod:`mmseg_fusion.fusions`."""
 
-Kim and Kim, "Scale Equalization for Multi-Level Feature Fusion", arXiv 2402.01149, section 3.2.
-"""
+import warnings
 
-from __future__ import annotations
+from ...fusions.fold import (
+    ScaleEqualizer,
+    bias_shift,
+    broadcast_to_weight,
+    expand_branches,
+    fold_scale_equalizer,
+    fold_tensors,
+)
 
-from collections.abc import Sequence
+__all__ = [
+    'ScaleEqualizer',
+    'bias_shift',
+    'broadcast_to_weight',
+    'expand_branches',
+    'fold_scale_equalizer',
+    'fold_tensors',
+]
 
-import torch
-from torch import Tensor, nn
-
-
-def _per_channel(value: float | Sequence[float] | Tensor, name: str) -> Tensor:
-    value = torch.as_tensor(value, dtype=torch.float32).detach().clone()
-    if value.dim() > 1:
-        raise ValueError(
-            f'{name} must be one number or one number per channel, got shape {tuple(value.shape)}'
-        )
-    return value
-
-
-class ScaleEqualizer(nn.Module):
-    """Global normalization of a feature, ``(x - mean) / std`` (section 3.2 of the paper).
-
-    Mean and standard deviation are constants, measured once over the training set: they sit in
-    buffers and get no gradient. The paper uses one scalar per branch, placed after the branch's
-    upsampling and before the concatenation.
-
-    Args:
-        mean: global mean, a number or one per channel, in the units of the feature.
-        std: global standard deviation, a positive number or one per channel.
-        persistent: whether the constants are part of the state dict.
-
-    Shape:
-        Input and output (N, C, ...); ``mean`` and ``std`` are scalars or (C,).
-
-    Raises:
-        ValueError: ``std`` is not positive, a value is not finite, or a shape is wrong.
-
-    Example:
-        >>> x = torch.tensor([[[[1.0, 3.0]]]])
-        >>> ScaleEqualizer(mean=2.0, std=0.5)(x)
-        tensor([[[[-2.,  2.]]]])
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(
-        self,
-        mean: float | Sequence[float] | Tensor,
-        std: float | Sequence[float] | Tensor,
-        persistent: bool = True,
-    ) -> None:
-        super().__init__()
-        mean, std = _per_channel(mean, 'mean'), _per_channel(std, 'std')
-        if not (torch.isfinite(mean).all() and torch.isfinite(std).all()):
-            raise ValueError(f'mean and std must be finite, got mean={mean} and std={std}')
-        if not (std > 0).all():
-            raise ValueError(f'std must be positive, got {std}; a constant branch has no scale')
-        self.register_buffer('mean', mean, persistent=persistent)
-        self.register_buffer('std', std, persistent=persistent)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Equalizes ``x`` (N, C, ...)."""
-        shape = (-1,) + (1,) * (x.dim() - 2)
-        for name, value in (('mean', self.mean), ('std', self.std)):
-            if value.dim() == 1 and value.numel() not in (1, x.shape[1]):
-                raise ValueError(
-                    f'{name} has {value.numel()} channels, the feature {x.shape[1]} '
-                    f'(shape {tuple(x.shape)})'
-                )
-        # The constants follow the feature's type, so that AMP's half precision stays half.
-        return (x - self.mean.to(x.dtype).view(shape)) / self.std.to(x.dtype).view(shape)
-
-    def extra_repr(self) -> str:
-        if self.std.numel() == 1:
-            return f'mean={self.mean.item():.4g}, std={self.std.item():.4g}'
-        return f'channels={self.std.numel()}'
-
-
-def expand_branches(values: Sequence[float], channels: Sequence[int]) -> Tensor:
-    """One value per branch -> one per channel: (B,), (B,) -> (sum(channels),), float64."""
-    if len(values) != len(channels):
-        raise ValueError(f'{len(values)} values for {len(channels)} branches {tuple(channels)}')
-    return torch.repeat_interleave(
-        torch.as_tensor(values, dtype=torch.float64), torch.as_tensor(channels)
-    )
-
-
-def broadcast_to_weight(per_channel: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
-    """Spreads one value per input channel over the weight of a convolution or linear layer.
-
-    Args:
-        per_channel: (C_in,).
-        weight: (C_out, C_in / groups, ...) as torch lays it out.
-        groups: groups of the convolution.
-
-    Returns:
-        Values in the shape of ``weight``: entry (o, j, ...) belongs to the input channel
-        that output o reads as its j-th.
-    """
-    out, per_group = weight.shape[:2]
-    if per_channel.numel() != per_group * groups:
-        raise ValueError(
-            f'{per_channel.numel()} channels in the branches, but the layer takes '
-            f'{per_group * groups} (weight {tuple(weight.shape)}, groups={groups})'
-        )
-    spread = per_channel.view(groups, 1, per_group).expand(groups, out // groups, per_group)
-    return spread.reshape(out, per_group, *([1] * (weight.dim() - 2))).expand_as(weight)
-
-
-def bias_shift(weight: Tensor, offset: Tensor, groups: int = 1) -> Tensor:
-    """``sum_i w_i offset_i`` of equation 9, per output channel: what a constant input gives.
-
-    Args:
-        weight: (C_out, C_in / groups, ...).
-        offset: (C_in,), one value per input channel.
-        groups: groups of the convolution.
-
-    Returns:
-        (C_out,) in the weight's type.
-    """
-    spread = broadcast_to_weight(offset.to(weight), weight, groups)
-    return (weight * spread).flatten(1).sum(1)
-
-
-def fold_tensors(
-    weight: Tensor,
-    bias: Tensor | None,
-    sigma: Tensor,
-    mu: Tensor | None = None,
-    groups: int = 1,
-    inverse: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Equation 9 on plain tensors: the weight and bias that make the equalizers unnecessary.
-
-    Args:
-        weight: (C_out, C_in / groups, ...).
-        bias: (C_out,) or None.
-        sigma: (C_in,) standard deviation of each input channel's branch.
-        mu: (C_in,) its mean, or None to leave the bias as it is.
-        groups: groups of the convolution.
-        inverse: the other way: from folded tensors to those behind explicit equalizers.
-
-    Returns:
-        New tensors of the same types; the arithmetic is float64.
-    """
-    sigma = sigma.double().cpu()
-    old = weight.detach().cpu().double()
-    spread = broadcast_to_weight(sigma, old, groups)
-    new = old * spread if inverse else old / spread
-    if mu is not None and bias is not None:
-        # The weight behind the explicit equalizers is the one that sees mu / sigma.
-        shift = bias_shift(new if inverse else old, mu.double().cpu() / sigma, groups).to(bias)
-        bias = bias.detach() + shift if inverse else bias.detach() - shift
-    return new.to(weight), bias
-
-
-@torch.no_grad()
-def fold_scale_equalizer(
-    conv: nn.Module,
-    channels: Sequence[int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    bias: bool = True,
-) -> None:
-    """Folds the equalizers of all branches into the fusion layer, in place (equation 9).
-
-    ``w_i <- w_i / std_i`` and, with ``bias``, ``b <- b - sum_i w_i mean_i / std_i``. Equal to
-    ``conv(cat((x_i - mean_i) / std_i))`` for a layer without padding; a zero-padded one differs
-    at the border, where the folded form pads the raw feature with 0 and the explicit one the
-    equalized feature (section 3.2 does not say which is meant).
-
-    Args:
-        conv: convolution (any dimension, grouped or not) or linear layer that takes the
-            concatenation.
-        channels: channels of each branch, in the order of the concatenation; their sum is the
-            layer's input channels.
-        mean: mean of each branch.
-        std: standard deviation of each branch, positive; 1 leaves a branch as it is.
-        bias: whether the means go into the layer's bias. Not needed if batch norm follows.
-
-    Raises:
-        ValueError: shapes disagree, a std is not positive, a value is not finite, or ``bias``
-            is asked of a layer that has none.
-    """
-    sigma, mu = expand_branches(std, channels), expand_branches(mean, channels)
-    if not (torch.isfinite(sigma).all() and torch.isfinite(mu).all() and (sigma > 0).all()):
-        raise ValueError(f'std must be positive and all values finite, got {mean=} {std=}')
-    if bias and conv.bias is None:
-        raise ValueError('the fusion layer has no bias to take the means: pass bias=False')
-    groups = getattr(conv, 'groups', 1)
-    weight, shifted = fold_tensors(conv.weight, conv.bias, sigma, mu if bias else None, groups)
-    conv.weight.copy_(weight)
-    if bias:
-        conv.bias.copy_(shifted)
+warnings.warn(
+    'mmseg_fusion.models.layers.scale_equalizer has moved: import from mmseg_fusion.fusions',
+    DeprecationWarning,
+    stacklevel=2,
+)

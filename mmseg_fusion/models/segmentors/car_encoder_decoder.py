@@ -14,7 +14,7 @@ from mmseg.registry import MODELS
 from mmseg.utils import add_prefix
 from torch import Tensor, nn
 
-from ...analysis.fusion import kept_state
+from ...fusions import kept_state
 from ..layers.class_aware_conv import ClassAwareConv
 
 #: Side of the image, in pixels, on which the convolution before the classifier is looked for. Where

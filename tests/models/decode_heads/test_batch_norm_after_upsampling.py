@@ -11,7 +11,7 @@ from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads import UPerHead
 from mmseg.registry import MODELS
 
-from mmseg_fusion.analysis import trace_fusions
+from mmseg_fusion.fusions import trace_fusions
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 HEAD = dict(

@@ -9,7 +9,7 @@ from mmcv.cnn import ConvModule
 from mmseg.registry import MODELS
 from torch import nn
 
-from mmseg_fusion.analysis import trace_fusions
+from mmseg_fusion.fusions import trace_fusions
 from mmseg_fusion.models.decode_heads import KSACHead
 from tests.testers import HeadTester
 

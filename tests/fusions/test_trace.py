@@ -12,9 +12,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import nn
 
-from mmseg_fusion.analysis import trace_fusions
-from mmseg_fusion.analysis.branch_statistics import measure_branches
-from mmseg_fusion.analysis.fusion import FusionTracer
+from mmseg_fusion.fusions import FusionTracer, measure_branches, trace_fusions
 
 BN = dict(type='BN')
 LEVELS = (8, 16, 24, 32)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mmseg_fusion.models.layers.scale_equalizer import fold_scale_equalizer
+from mmseg_fusion.fusions import fold_scale_equalizer
 
 
 @dataclass

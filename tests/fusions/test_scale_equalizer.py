@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmseg_fusion.models.layers import ScaleEqualizer, fold_scale_equalizer
-from mmseg_fusion.models.layers.scale_equalizer import (
+from mmseg_fusion.fusions import ScaleEqualizer, fold_scale_equalizer
+from mmseg_fusion.fusions.fold import (
     bias_shift,
     broadcast_to_weight,
     expand_branches,

@@ -1,0 +1,51 @@
+"""Fusions of any PyTorch module: found, measured, planned and equalized.
+
+What scale equalization (arXiv 2402.01149) stands on, and nothing here knows MMSegmentation: it
+takes torch (and numpy's random state) alone. To read in this order:
+
+- :mod:`~mmseg_fusion.fusions.state`: what a look at a module must leave as it was;
+- :mod:`~mmseg_fusion.fusions.trace`: which layers take concatenated features;
+- :mod:`~mmseg_fusion.fusions.statistics`: mean and standard deviation of their branches;
+- :mod:`~mmseg_fusion.fusions.plan`: what is to be done to each layer;
+- :mod:`~mmseg_fusion.fusions.fold`: doing it, as weights (equation 9) or as explicit layers.
+"""
+
+from .fold import (
+    ScaleEqualizer,
+    constants,
+    fold_plan,
+    fold_scale_equalizer,
+    fold_tensors,
+    install_equalizer,
+)
+from .plan import plan_equalization, plan_layers
+from .state import kept_state
+from .statistics import (
+    BranchStatistics,
+    measure_branches,
+    measuring,
+    reduce_statistics,
+    split_batches,
+)
+from .trace import Fusion, FusionTracer, select_fusions, trace_fusions
+
+__all__ = [
+    'BranchStatistics',
+    'Fusion',
+    'FusionTracer',
+    'ScaleEqualizer',
+    'constants',
+    'fold_plan',
+    'fold_scale_equalizer',
+    'fold_tensors',
+    'install_equalizer',
+    'kept_state',
+    'measure_branches',
+    'measuring',
+    'plan_equalization',
+    'plan_layers',
+    'reduce_statistics',
+    'select_fusions',
+    'split_batches',
+    'trace_fusions',
+]

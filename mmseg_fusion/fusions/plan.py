@@ -1,0 +1,97 @@
+"""What is to be done to the fusion layers of a model, as plain numbers."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from .fold import fold_plan
+from .statistics import BranchStatistics
+from .trace import Fusion
+
+
+def plan_equalization(
+    fusion: Fusion,
+    statistics: BranchStatistics,
+    equalize_mean: Literal['auto'] | bool = 'auto',
+) -> dict[str, Any]:
+    """What is to be done to one fusion layer, as plain numbers.
+
+    Args:
+        fusion: the layer.
+        statistics: moments of its branches.
+        equalize_mean: as for :class:`~mmseg_fusion.engine.hooks.ScaleEqualizerHook`.
+
+    Returns:
+        ``name``, ``channels``, ``sizes`` and ``reason`` of the fusion; per branch the measured
+        ``mean`` and ``std``, the ``ratio`` of the std to the largest of the layer, and the
+        ``divisor`` of the weight block and the ``offset`` taken out of the feature, 1 and 0 for a
+        branch that is left alone; and ``bias``, whether the offsets go into the layer's bias.
+
+    Raises:
+        FloatingPointError: a moment is not finite; layer and branch are named.
+    """
+    mean, std = statistics.mean, statistics.std
+    for index, values in enumerate(zip(mean, std)):
+        if not all(map(math.isfinite, values)):
+            raise FloatingPointError(
+                f'Scale equalization: branch {index} of {fusion.name} has mean {values[0]} and '
+                f'standard deviation {values[1]}; no weight was changed. Check the training '
+                'images for NaN and the loaded weights, or leave the layer out with layers=[...].'
+            )
+    has_bias = getattr(fusion.conv, 'bias', None) is not None
+    bias = not fusion.normalized if equalize_mean == 'auto' else equalize_mean
+    done = [fusion.equalizable and s > 0 for s in std]
+    return {
+        'name': fusion.name,
+        'channels': list(fusion.channels),
+        'sizes': [list(s) for s in fusion.sizes],
+        'mean': mean,
+        'std': std,
+        'ratio': [s / max(std) if max(std) > 0 else 0.0 for s in std],
+        'divisor': [s if d else 1.0 for s, d in zip(std, done)],
+        'offset': [m if d else 0.0 for m, d in zip(mean, done)],
+        'bias': bool(fusion.equalizable and has_bias and bias),
+        'reason': fusion.reason,
+    }
+
+
+def plan_layers(
+    fusions: Sequence[Fusion],
+    measure: Callable[[], dict[str, BranchStatistics]],
+    equalize_mean: Literal['auto'] | bool = 'auto',
+) -> list[dict[str, Any]]:
+    """Plans the fusion layers of a model, in the order in which they run.
+
+    One measurement serves them all where a norm stands behind each fusion: it sets the scale of
+    what follows anew. Without one, equalizing a layer changes what the later ones take, so they
+    are measured again with it equalized (chosen: the paper's heads all have norms, its algorithm 1
+    knows one fusion). The weights are put back at the end.
+
+    Args:
+        fusions: the layers.
+        measure: measures all branches of the model as it is, by name of the layer.
+        equalize_mean: as for :class:`~mmseg_fusion.engine.hooks.ScaleEqualizerHook`.
+
+    Returns:
+        What :func:`plan_equalization` returns, per layer.
+    """
+    before = [(f.conv, copy.deepcopy(f.conv.state_dict())) for f in fusions]
+    plans: list[dict[str, Any]] = []
+    try:
+        while len(plans) < len(fusions):
+            statistics = measure()
+            for fusion in fusions[len(plans) :]:
+                plan = plan_equalization(fusion, statistics[fusion.name], equalize_mean)
+                plans.append(plan)
+                if plan['reason']:
+                    continue
+                fold_plan(plan, fusion.conv)
+                if not fusion.rescaled:
+                    break
+    finally:
+        for layer, state in before:
+            layer.load_state_dict(state)
+    return plans
