@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from mmengine.runner import CheckpointLoader
 
@@ -33,6 +35,17 @@ def run(
     if check:
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result
+
+
+def load_tool(path: Path) -> ModuleType:
+    """A tool as a module, once; it may import the modules beside it."""
+    if path.stem not in sys.modules:
+        sys.path.insert(0, str(path.parent))
+        try:
+            importlib.import_module(path.stem)
+        finally:
+            sys.path.remove(str(path.parent))
+    return sys.modules[path.stem]
 
 
 def load(checkpoint: Path) -> dict:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import re
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 
-from .running import ROOT, TOOLS, run
+from .running import ROOT, TOOLS, load_tool, run
 
 TOOL = TOOLS / 'analysis_tools' / 'benchmark_eseg.py'
 HEAD = ROOT / 'configs' / '_base_' / 'models' / 'eseg-lite-s.py'
@@ -23,13 +21,12 @@ QUICK = ('--shape', '64', '96', '--repeat', '2', '--warmup', '1', '--device', 'c
 
 @pytest.fixture(scope='module')
 def tool():
-    path = list(sys.path)
-    sys.path.insert(0, str(TOOL.parent))
-    spec = importlib.util.spec_from_file_location('benchmark_eseg', TOOL)
-    module = sys.modules['benchmark_eseg'] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.path[:] = path
-    return module
+    return load_tool(TOOL)
+
+
+@pytest.fixture(scope='module')
+def harness():
+    return load_tool(TOOL.parent / '_harness.py')
 
 
 def cells(text: str, name: str) -> list[str]:
@@ -41,27 +38,17 @@ def cells(text: str, name: str) -> list[str]:
 def test_as_a_user_runs_it(tmp_path):
     models = ('--models', 'eseg-s', 'eseg-lite-s', 'pspnet_r50-d8')
     done = run(TOOL, *models, *QUICK, '--json', 'a/out.json', cwd=tmp_path)
-    assert '1 image(s) of 64 x 96, fp32, CPU, 1 thread(s)' in done.stdout
+    assert '1 image(s) of 64 x 96, fp32\nCPU, 1 thread(s)' in done.stdout
     assert 'time / eseg-s' in done.stdout
     assert cells(done.stdout, 'eseg-s')[-1] == '1.000'
-    assert cells(done.stdout, 'eseg-lite-s')[1] == '1.77 M'
+    assert cells(done.stdout, 'eseg-lite-s')[1] == '1.77'
     rows = json.loads((tmp_path / 'a' / 'out.json').read_text())['results']
-    assert [row['model'] for row in rows] == list(models[1:])
+    assert [row['variant'] for row in rows] == list(models[1:])
     for row in rows:
         assert len(row['seconds']) == 2
-        assert row['frames_per_second'] == pytest.approx(1 / row['median'])
-
-
-def test_the_table_holds_medians_and_the_ratio_of_the_turns(tool):
-    rows = [
-        tool.Row('eseg-lite-s', 1_500_000, 2_000_000_000, [0.1, 0.4, 0.2], 4),
-        tool.Row('eseg-s', 3_000_000, 5_000_000_000, [0.2, 0.5, 1.0], 4),
-    ]
-    text = tool.report_times(rows)
-    expected = ['eseg-lite-s', '1.50 M', '2.00 G', '200.00', '100.00', '400.00', '20.00', '0.500']
-    assert cells(text, 'eseg-lite-s') == expected
-    # Where ESeg-S is not measured, the first model takes its place.
-    assert 'time / eseg-lite-s' in tool.report_times(rows[:1])
+        assert row['memory'] is None
+    # ESeg-S is what the others are measured by, wherever it stands; else the first is.
+    assert cells(done.stdout, 'model')[-2:] == ['images/s', 'time / eseg-s']
 
 
 def test_all_eight_are_there(tool):
@@ -72,17 +59,13 @@ def test_all_eight_are_there(tool):
 
 
 @pytest.mark.parametrize('precision', ['fp32', 'fp16', 'bf16'])
-def test_precision_reaches_the_logits(tool, precision):
+def test_precision_reaches_the_logits(tool, harness, precision):
     args = tool.parse_args([*QUICK, '--precision', precision, '--channels-last'])
-    seen = []
-    step = tool.torch_step
-    tool.torch_step = lambda *a: (seen.append(step(*a)), seen[-1])[1]
-    try:
-        (row,) = tool.times(tool.read_models([str(HEAD)]), args, lambda: None)
-    finally:
-        tool.torch_step = step
+    case = tool.times_case(tool.read_models([str(HEAD)]), args)
+    assert (case.base, case.images) == (HEAD.stem, 1)
+    (row,) = harness.measure_case(case, args).rows
     assert len(row.seconds) == 2
-    logits = seen[0]()
+    logits = case.build(HEAD.stem)()
     assert logits.dtype == tool.DTYPES[precision]
     assert logits.shape == (1, 19, 16, 24)
 
@@ -138,21 +121,22 @@ def test_both_orders_are_the_equation(tool):
     assert heads['enlarged first'].fuse.func is tool.enlarge_then_scale
 
 
-def test_the_saving_as_a_user_runs_it(tmp_path):
+def test_the_saving_as_a_user_runs_it(tool, tmp_path):
     options = ('--models', 'eseg-lite-s', '--head-saving', '--shape', 512, 768, '--json', 'o.json')
     done = run(TOOL, *options, '--repeat', 2, '--device', 'cpu', cwd=tmp_path)
-    rows = re.findall(r'^\| eseg-lite-s +\| +64 \| (\w+)', done.stdout, re.M)
-    assert rows == ['sum', 'head']
+    titles = re.findall(r'^\| eseg-lite-s, 64 channels, (\w+) +\|', done.stdout, re.M)
+    assert titles == ['sum', 'head']
     whole = json.loads((tmp_path / 'o.json').read_text())['results']
+    names = [(row['model'], row['part'], row['variant']) for row in whole]
+    assert names == [('eseg-lite-s', p, v) for p in ('sum', 'head') for v in tool.FORMS]
     for row in whole:
-        assert row['difference'] < 1e-5
-        assert all(len(s) == 2 for s in row['seconds'].values())
+        assert row['error'] is None if row['variant'] == 'enlarged first' else row['error'] < 1e-5
+        assert len(row['seconds']) == 2
     # Two maps of the finest level against at least three: what is scaled, enlarged, and the sum.
-    memory = whole[0]['memory']
+    memory = {row['variant']: row['memory'] for row in whole if row['part'] == 'sum'}
     size = 64 * 128 * 192 * 4
     assert memory['scaled first'] < memory['enlarged first']
     assert memory['enlarged first'] > 2.5 * size
-    assert whole[0]['memory_ratio'] == memory['scaled first'] / memory['enlarged first']
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -162,7 +146,7 @@ def test_the_saving_as_a_user_runs_it(tmp_path):
     ('options', 'message'),
     [
         (['--shape', '0', '8'], 'expected H W, positive, got 0 8'),
-        (['--batch-size', '0'], '--batch-size: expected at least 1, got 0'),
+        (['--batch-size', '0'], '--batch-size must be at least 1, got 0'),
         (['--backend', 'onnxruntime', '--precision', 'bf16'], 'takes fp32 or fp16, got bf16'),
         (['--backend', 'onnxruntime', '--head-saving'], '--head-saving: measured in torch alone'),
     ],

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 
 import pytest
 import torch
@@ -12,7 +10,7 @@ from mmseg.models.decode_heads import PSPHead
 
 from mmseg_fusion.models.decode_heads import GFFHead
 
-from .running import TOOLS, run
+from .running import TOOLS, load_tool, run
 
 TOOL = TOOLS / 'analysis_tools' / 'benchmark_gff.py'
 VARIANTS = ['no fusion', 'concat', 'add', 'fpn', 'gated_fpn', 'gff', 'gff + dfp']
@@ -38,14 +36,12 @@ model = dict(
 
 @pytest.fixture(scope='module')
 def tool():
-    # It imports the script beside it.
-    patch = pytest.MonkeyPatch()
-    patch.syspath_prepend(str(TOOL.parent))
-    spec = importlib.util.spec_from_file_location('benchmark_gff', TOOL)
-    module = sys.modules['benchmark_gff'] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    patch.undo()
+    return load_tool(TOOL)
+
+
+@pytest.fixture(scope='module')
+def harness():
+    return load_tool(TOOL.parent / '_harness.py')
 
 
 @pytest.fixture
@@ -66,21 +62,21 @@ def test_as_a_user_runs_it(small, tmp_path):
         TOOL, '--config', small, '--shape', 32, 40, '--repeat', 3, '--warmup', 0, '--device',
         'cpu', '--variants', 'concat', 'gff', '--json', 'out/numbers.json', cwd=tmp_path,
     )  # fmt: skip
-    rows = json.loads((tmp_path / 'out' / 'numbers.json').read_text())['rows']
+    rows = json.loads((tmp_path / 'out' / 'numbers.json').read_text())['results']
     assert [row['variant'] for row in rows] == ['concat', 'gff']
     for row in rows:
         assert len(row['seconds']) == 3
         assert row['median'] == sorted(row['seconds'])[1] > 0
         assert 'memory' in row
     assert 'decode head, training step: 2 image(s) of 32 x 40' in done.stdout
-    assert [row[0] for row in cells(done.stdout)] == ['variant', 'concat', 'gff']
+    assert [row[0] for row in cells(done.stdout)] == ['small', 'concat', 'gff']
     # A 1x1 convolution of four levels with norm, for each of four levels; four gates with bias.
-    concat, gff = (row['params'] for row in rows)
-    assert concat - gff == 4 * (32 * 8 + 16) - 4 * (8 + 1)
+    concat, gff = (row['M parameters'] * 1e6 for row in rows)
+    assert concat - gff == pytest.approx(4 * (32 * 8 + 16) - 4 * (8 + 1))
 
 
 def test_the_variants_are_what_they_are_called(tool, small):
-    model = tool.read(small)
+    model = tool.read_model(small, 'GFFHead')
     heads = {variant: tool.build_head(tool.vary(model, variant)) for variant in VARIANTS}
     assert list(tool.VARIANTS) == VARIANTS
     assert type(heads['no fusion']) is PSPHead
@@ -94,13 +90,13 @@ def test_the_variants_are_what_they_are_called(tool, small):
         # What is not exchanged stays the config's.
         assert [len(convs) for convs in head.neck.refine] == [1] * len(head.neck.refine)
     # The config's own model is not changed.
-    assert 'fusion' not in tool.read(small).decode_head.neck
+    assert 'fusion' not in tool.read_model(small, 'GFFHead').decode_head.neck
     assert 'fusion' not in model.decode_head.neck
 
 
 def test_levels_have_the_backbones_shapes(tool, small):
     args = tool.parse_args(['--shape', '33', '40', '--batch-size', '3'])
-    assert tool.level_shapes(tool.read(small), args) == [
+    assert tool.level_shapes(tool.read_model(small, 'GFFHead'), args.shape, args.batch_size) == [
         (3, 4, 9, 10),
         (3, 8, 5, 5),
         (3, 16, 5, 5),
@@ -113,9 +109,10 @@ def test_levels_have_the_backbones_shapes(tool, small):
 def test_a_step_runs_backward_to_levels_and_weights(tool, small, mode, amp):
     options = ['--config', small, '--shape', '16', '16', '--mode', mode, '--device', 'cpu']
     args = tool.parse_args(options + ['--amp'] * amp)
-    model = tool.read(small)
+    model = tool.read_model(small, 'GFFHead')
     head = tool.build_head(tool.vary(model, 'gff + dfp'))
-    levels = tool.noise(tool.level_shapes(model, args), args)
+    shapes = tool.level_shapes(model, args.shape, args.batch_size)
+    levels = tool.noise(shapes, 'cpu', mode == 'train')
     tool.head_step(head, levels, args)()
     reached = [x.grad is not None for x in [*levels, *head.parameters()]]
     assert all(reached) if mode == 'train' else not any(reached)
@@ -132,7 +129,7 @@ def test_a_whole_step_changes_the_backbone(tool, small, monkeypatch):
         return built[-1]
 
     monkeypatch.setattr(tool.make_step.__globals__['MODELS'], 'build', note)
-    step = tool.build_step(tool.vary(tool.read(small), 'gff'), [], args)
+    step = tool.whole_step(tool.vary(tool.read_model(small, 'GFFHead'), 'gff'), args)
     (model,) = [m for m in built if type(m).__name__ == 'EncoderDecoder']
     weight = next(model.backbone.parameters())
     before = weight.detach().clone()
@@ -140,45 +137,33 @@ def test_a_whole_step_changes_the_backbone(tool, small, monkeypatch):
     assert not torch.equal(weight, before)
 
 
-def test_memory_is_that_of_the_features(tool, small):
+def test_memory_is_that_of_the_features(tool, harness, small):
     options = ['--config', small, '--shape', '512', '512', '--device', 'cpu', '--threads', '1']
     args = tool.parse_args([*options, '--batch-size', '2'])
-    peak = tool.memory_apart('concat', args)
+    peak = harness.all_memory_apart(str(TOOL), args.argv)[0]['concat']
     # The first level and its gradient; reduced, stacked, mixed, refined and resized.
     level = 2 * 4 * 128**2 * 4
-    assert 8 * level < peak < 200 * level
+    assert 7 * level < peak < 200 * level
 
 
-def rows_of(tool, times, memory):
-    return [
-        tool.Row(name, 10**6, 10**9, seconds, peak)
-        for (name, seconds), peak in zip(times.items(), memory)
-    ]
+def test_gff_is_held_to_its_limit(tool, harness):
+    def judged(**seconds):
+        case = harness.Case('gff', tuple(seconds), lambda variant: None, base='concat')
+        return tool.judge(
+            harness.Result(case, [harness.Measured(*item) for item in seconds.items()])
+        )
 
-
-def test_ratios_are_medians_of_the_turns(tool):
-    # The second turn met a busy machine, in all variants.
-    times = {'no fusion': [0.5, 5.0, 0.6], 'concat': [1.0, 9.0, 2.0], 'gff': [1.1, 9.0, 2.4]}
-    text = tool.report(rows_of(tool, times, [2**20, 2**22, None]))
-    head, none, concat, gff = cells(text)
-    assert head[6:] == ['/ concat', 'peak MiB', '/ concat']
-    assert none[3:] == ['600.00', '500.00', '5000.00', '0.500', '1', '0.250']
-    assert concat[6:] == ['1.000', '4', '1.000']
-    assert gff[6:] == ['1.100', '-', '-']
-    assert 'gff takes 1.100 times as long as concat, within 1.15' in text
-    slow = tool.report(rows_of(tool, dict(times, gff=[1.2, 10.8, 2.4]), [None] * 3))
-    assert 'gff takes 1.200 times as long as concat, above 1.15' in slow
-
-
-def test_without_the_base_there_is_no_ratio(tool):
-    text = tool.report(rows_of(tool, {'add': [1.0], 'gff': [1.0]}, [None, None]))
-    assert [row[6] for row in cells(text)[1:]] == ['-', '-']
-    assert 'times as long' not in text
+    # The second turn met a busy machine, in both variants.
+    kept = judged(concat=[1.0, 9.0, 2.0], gff=[1.1, 9.0, 2.4])
+    assert kept == 'gff takes 1.100 times as long as concat, within 1.15'
+    slow = judged(concat=[1.0, 9.0, 2.0], gff=[1.2, 10.8, 2.4])
+    assert slow == 'gff takes 1.200 times as long as concat, above 1.15'
+    assert judged(add=[1.0], gff=[1.0]) is None
 
 
 def test_the_default_is_the_papers_head(tool):
     args = tool.parse_args([])
-    head = tool.read(args.config).decode_head
+    head = tool.read_model(args.config, 'GFFHead').decode_head
     assert (head.channels, head.in_channels) == (256, [256, 512, 1024, 2048])
     assert args.shape == (512, 512)
 
@@ -204,12 +189,13 @@ def test_another_head_is_refused(tool, tmp_path):
     path = tmp_path / 'psp.py'
     path.write_text("model = dict(decode_head=dict(type='PSPHead'))")
     with pytest.raises(SystemExit, match=r'must be of type GFFHead, got PSPHead'):
-        tool.read(str(path))
+        tool.read_model(str(path), 'GFFHead')
 
 
 @pytest.mark.gpu
 def test_on_a_gpu(tool, small):
     options = ['--config', small, '--shape', '64', '64', '--repeat', '2', '--amp']
-    rows = tool.main([*options, '--device', 'cuda'])
+    (result,) = tool.main([*options, '--device', 'cuda'])
+    rows = result.rows
     assert [row.variant for row in rows] == VARIANTS
     assert all(row.memory > 0 and min(row.seconds) > 0 for row in rows)

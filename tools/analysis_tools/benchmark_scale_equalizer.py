@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-import statistics
+import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,22 +21,22 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_config  # noqa: E402  isort: skip
+from mmseg_fusion.cli import check_config  # isort: skip
 
-import torch  # noqa: E402
-from benchmark import measure, synthetic_batch  # noqa: E402  (the script beside this one)
-from mmcv.cnn import ConvModule  # noqa: E402
-from mmengine.config import Config, DictAction  # noqa: E402
-from mmengine.model import revert_sync_batchnorm  # noqa: E402
-from mmengine.optim import build_optim_wrapper  # noqa: E402
-from mmengine.registry import init_default_scope  # noqa: E402
-from mmseg.models.utils import resize  # noqa: E402
-from mmseg.registry import MODELS  # noqa: E402
-from prettytable import PrettyTable  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+import _harness as harness  # beside this script
+import torch
+from benchmark import synthetic_batch
+from mmcv.cnn import ConvModule
+from mmengine.config import Config, DictAction
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
+from mmseg.models.utils import resize
+from mmseg.registry import MODELS
+from torch import Tensor, nn
 
-from mmseg_fusion.analysis.counting import forget_pretrained  # noqa: E402
-from mmseg_fusion.fusions import (  # noqa: E402
+from mmseg_fusion.analysis.counting import forget_pretrained
+from mmseg_fusion.fusions import (
     Fusion,
     FusionTracer,
     constants,
@@ -47,23 +47,18 @@ from mmseg_fusion.fusions import (  # noqa: E402
 )
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = harness.make_parser(__doc__, repeat=20, warmup=3, batch_size=4)
     parser.add_argument('config', help='any MMSegmentation config whose decode head concatenates')
-    parser.add_argument('--shape', type=int, nargs=2, default=(128, 128), metavar=('H', 'W'))
-    parser.add_argument('--batch-size', type=int, default=4)
+    harness.add_shape(parser, 128, 128)
     parser.add_argument(
         '--part',
         choices=('model', 'head'),
         default='model',
         help='the whole model, or its decode head alone on fixed features',
     )
-    parser.add_argument('--repeat', type=int, default=20, help='measured steps per variant')
-    parser.add_argument('--warmup', type=int, default=3)
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--threads', type=int, help='CPU threads of torch')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
-    return parser.parse_args()
+    return harness.parse(parser, argv)
 
 
 def build(cfg: Config, args: argparse.Namespace, decode_head: dict | None = None) -> nn.Module:
@@ -144,48 +139,43 @@ def variants(cfg: Config, args: argparse.Namespace) -> tuple[dict[str, nn.Module
     return {name: model.train() for name, model in models.items()}, batch
 
 
-def main() -> None:
-    args = parse_args()
+#: Names of the four models.
+VARIANTS = ('plain', 'fold', 'module', 'batch norm after upsampling')
+
+
+def make_step(model: nn.Module, batch: dict, cfg: Config, part: str) -> harness.Step:
+    """A training step of the model, or of its decode head on fixed features."""
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    if part == 'model':
+        return lambda: model.train_step(batch, wrapper)
+    data = model.data_preprocessor(batch, True)
+    with torch.no_grad():
+        features = model.extract_feat(data['inputs'])
+
+    def step() -> None:
+        losses = model.decode_head.loss(features, data['data_samples'], model.train_cfg)
+        wrapper.update_params(model.parse_losses(losses)[0])
+
+    return step
+
+
+def main(argv: Sequence[str] | None = None) -> list[harness.Result]:
+    args = parse_args(argv)
     check_config(args.config)
-    if args.threads:
-        torch.set_num_threads(args.threads)
     cfg = Config.fromfile(args.config)
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmseg'))
-    models, batch = variants(cfg, args)
+    models = functools.lru_cache(None)(lambda: variants(cfg, args))
 
-    def make_step(model: nn.Module) -> Callable[[], object]:
-        wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-        if args.part == 'model':
-            return lambda: model.train_step(batch, wrapper)
-        data = model.data_preprocessor(batch, True)
-        with torch.no_grad():
-            features = model.extract_feat(data['inputs'])
+    def build_step(variant: str) -> harness.Step:
+        built, batch = models()
+        return make_step(built[variant], batch, cfg, args.part)
 
-        def step() -> None:
-            losses = model.decode_head.loss(features, data['data_samples'], model.train_cfg)
-            wrapper.update_params(model.parse_losses(losses)[0])
-
-        return step
-
-    def synchronize() -> None:
-        if args.device.startswith('cuda'):
-            torch.cuda.synchronize()
-
-    steps = [make_step(model) for model in models.values()]
-    times = dict(zip(models, measure(steps, args.repeat, args.warmup, synchronize)))
-    table = PrettyTable(['one training step', 'median ms', 'min', 'max', 'ratio to plain'])
-    for name, values in times.items():
-        # Of the pairs of each turn, so that a slow moment of the machine counts for both.
-        ratio = statistics.median(v / plain for v, plain in zip(values, times['plain']))
-        row = (statistics.median(values), min(values), max(values))
-        table.add_row([name, *(f'{1000 * v:.1f}' for v in row), f'{ratio:.3f}'])
+    case = harness.Case('training step', VARIANTS, build_step, base='plain', memory=False)
     h, w = args.shape
-    print(
-        f'{Path(args.config).stem}, {args.part}: batch {args.batch_size}, {h} x {w}, {args.device}'
-    )
-    print(table)
+    what = f'{Path(args.config).stem}, {args.part}: batch {args.batch_size}, {h} x {w}'
+    return harness.run([case], args, __file__, what)
 
 
 if __name__ == '__main__':

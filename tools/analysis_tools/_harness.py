@@ -1,0 +1,459 @@
+"""What the benchmarks of this folder share: turns, ratios, peak memory, tables, JSON, arguments.
+
+A benchmark is a list of :class:`Case`. Each is a table: variants that take turns in one process, so
+that a slow moment of the machine counts for all of them. A ratio is the median, over the turns, of
+one variant's time over another's; ``torch.utils.benchmark`` times one statement after the other and
+cannot give it.
+
+``peak MiB`` has one meaning in all of them: what is held at the peak of two steps beyond what was
+held before the first, that is beyond weights and inputs. Saved activations, gradients and
+workspaces are in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from prettytable import PrettyTable
+
+from mmseg_fusion.cli import check_at_least
+
+Step = Callable[[], object]
+Shape = tuple[int, int, int, int]
+
+MEMORY_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """One table.
+
+    Attributes:
+        name: its title.
+        variants: their names, a row each.
+        build: makes the step of a variant, with its weights and inputs.
+        base: the variant that ratios are to; none if it is not among the variants.
+        same: variants that compute what ``base`` does: their steps return a tensor, and ``error``
+            is its largest difference from the base's, relative to the largest value of that.
+        compare: pairs of variants for the sentences below the table.
+        columns: by title, a number per variant that is known without running it, and its format.
+        images: per step, for a column of images per second.
+        memory: whether the peak is measured.
+        info: what the JSON says about the case beside its name.
+    """
+
+    name: str
+    variants: tuple[str, ...]
+    build: Callable[[str], Step]
+    base: str | None = None
+    same: tuple[str, ...] = ()
+    compare: tuple[tuple[str, str], ...] = ()
+    columns: dict[str, tuple[dict[str, float], str]] = field(default_factory=dict)
+    images: int | None = None
+    memory: bool = True
+    info: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One variant of a case.
+
+    Attributes:
+        variant: its name.
+        seconds: of each turn.
+        memory: bytes at the peak beyond weights and inputs; None where it is unknown.
+        error: see :attr:`Case.same`.
+    """
+
+    variant: str
+    seconds: list[float]
+    memory: int | None = None
+    error: float | None = None
+
+    @property
+    def median(self) -> float:
+        """Median seconds."""
+        return statistics.median(self.seconds)
+
+    def ratio(self, base: Measured) -> float:
+        """Median, over the turns, of this variant's time over another's."""
+        return statistics.median(a / b for a, b in zip(self.seconds, base.seconds))
+
+
+@dataclass(frozen=True)
+class Result:
+    """All variants of a case.
+
+    Attributes:
+        case: what was measured.
+        rows: in the order of its variants.
+    """
+
+    case: Case
+    rows: list[Measured]
+
+    def __getitem__(self, variant: str) -> Measured:
+        return next(row for row in self.rows if row.variant == variant)
+
+    def ratio(self, variant: str, base: str) -> float:
+        """Median, over the turns, of one variant's time over another's."""
+        return self[variant].ratio(self[base])
+
+    def as_json(self) -> list[dict]:
+        """A plain dictionary per row."""
+        known = {title: values for title, (values, _) in self.case.columns.items()}
+        return [
+            dict(
+                asdict(row),
+                case=self.case.name,
+                median=row.median,
+                **self.case.info,
+                **{title: values[row.variant] for title, values in known.items()},
+            )
+            for row in self.rows
+        ]
+
+
+# --- arguments -----------------------------------------------------------------------------------
+
+
+def make_parser(
+    doc: str, repeat: int = 10, warmup: int = 2, batch_size: int | None = None
+) -> argparse.ArgumentParser:
+    """A parser with what every benchmark takes.
+
+    Args:
+        doc: docstring of the script; its first line is the description.
+        repeat: default number of turns that are timed.
+        warmup: default number of turns before them.
+        batch_size: default of ``--batch-size``; without one there is no such option.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    add = parser.add_argument
+    add('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    add('--threads', type=int, help='CPU threads of torch')
+    add('--repeat', type=int, default=repeat, help=f'turns that are timed; default: {repeat}')
+    add('--warmup', type=int, default=warmup, help=f'turns before them; default: {warmup}')
+    add('--no-memory', action='store_true', help='time only')
+    add('--json', type=Path, metavar='FILE', help='write all numbers to FILE too')
+    if batch_size is not None:
+        add('--batch-size', type=int, default=batch_size, help=f'default: {batch_size}')
+    # Peaks of resident memory alone, as JSON.
+    add('--only-memory', action='store_true', help=argparse.SUPPRESS)
+    return parser
+
+
+def add_amp(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--amp``, see :func:`autocast`."""
+    parser.add_argument('--amp', action='store_true', help='float16; bfloat16 on the CPU')
+
+
+def add_shape(parser: argparse.ArgumentParser, height: int, width: int) -> None:
+    """Adds ``--shape H W`` of an image."""
+    parser.add_argument(
+        '--shape', type=int, nargs=2, default=(height, width), metavar=('H', 'W'),
+        help=f'of an image; default: {height} {width}',
+    )  # fmt: skip
+
+
+def parse(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, **least: int
+) -> argparse.Namespace:
+    """Parses a command line; what every benchmark takes is checked, and ``least`` values too."""
+    args = parser.parse_args(argv)
+    # What a process of its own is started with.
+    args.argv = list(sys.argv[1:] if argv is None else argv)
+    if 'batch_size' in args:
+        least['batch_size'] = 1
+    check_at_least(parser, args, repeat=1, warmup=0, threads=1, **least)
+    if 'shape' in args:
+        args.shape = tuple(args.shape)
+        if min(args.shape) < 1:
+            found = ' '.join(map(str, args.shape))
+            parser.error(f'argument --shape: expected H W, positive, got {found}')
+    if args.device.startswith('cuda') and not torch.cuda.is_available():
+        parser.error(f'argument --device: {args.device} asked for, but torch sees no CUDA device')
+    return args
+
+
+def shape_of(text: str) -> Shape:
+    """``'2x512x33x33'`` as numbers."""
+    parts = text.lower().split('x')
+    if len(parts) != 4 or not all(p.isdigit() and int(p) > 0 for p in parts):
+        raise argparse.ArgumentTypeError(f'expected NxCxHxW such as 2x512x33x33, got {text!r}')
+    return tuple(map(int, parts))
+
+
+def autocast(args: argparse.Namespace) -> torch.autocast:
+    """Mixed precision where ``--amp`` asks for it."""
+    device = torch.device(args.device).type
+    half = torch.bfloat16 if device == 'cpu' else torch.float16
+    return torch.autocast(device, half, enabled=args.amp)
+
+
+# --- measuring -----------------------------------------------------------------------------------
+
+
+def on_gpu(device: str) -> bool:
+    return device.startswith('cuda')
+
+
+def measure(steps: Sequence[Step], repeat: int, warmup: int, device: str) -> list[list[float]]:
+    """Seconds of each turn of each step; a turn is one of each."""
+
+    def synchronize() -> None:
+        if on_gpu(device):
+            torch.cuda.synchronize(device)
+
+    for _ in range(warmup):
+        for step in steps:
+            step()
+    seconds: list[list[float]] = [[] for _ in steps]
+    for _ in range(repeat):
+        for step, times in zip(steps, seconds):
+            synchronize()
+            start = time.perf_counter()
+            step()
+            synchronize()
+            times.append(time.perf_counter() - start)
+    return seconds
+
+
+def reset_peak() -> bool:
+    """Lets :func:`resident_peak` start from what this process holds now; Linux alone can."""
+    try:
+        # 5 resets the high-water mark: proc_pid_clear_refs(5).
+        Path('/proc/self/clear_refs').write_text('5')
+    except OSError:
+        return False
+    return True
+
+
+def resident_peak() -> int | None:
+    """The most memory, in bytes, that this process has held so far; None on Windows."""
+    try:
+        # getrusage would begin with what the process held that started this one.
+        status = Path('/proc/self/status').read_text()
+        return int(re.search(r'VmHWM:\s+(\d+) kB', status).group(1)) * 1024
+    except OSError:
+        pass  # not Linux
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == 'darwin' else peak * 1024
+
+
+def load_what_a_step_loads() -> None:
+    """A step of one convolution: at the first, torch imports parts of itself."""
+    model = torch.nn.Conv2d(3, 8, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.rand(1, 3, 8, 8)).mean().backward()
+    optimizer.step()
+
+
+def memory_here(step: Step, device: str) -> int | None:
+    """Peak of :data:`MEMORY_STEPS` steps in this process, beyond what it holds before the first.
+
+    On a GPU of torch's allocations; on the CPU of the resident set, None where that is unknown.
+    """
+    if on_gpu(device):
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    else:
+        load_what_a_step_loads()
+        if not reset_peak():
+            return None
+        before = resident_peak()
+    for _ in range(MEMORY_STEPS):
+        step()
+    if on_gpu(device):
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    return resident_peak() - before
+
+
+def all_memory_here(cases: Sequence[Case], device: str) -> list[dict[str, int | None]]:
+    """Peak memory per case and variant, one after the other."""
+    wanted = [
+        (i, variant) for i, case in enumerate(cases) if case.memory for variant in case.variants
+    ]
+    found: list[dict[str, int | None]] = [{} for _ in cases]
+    # The first twice: it loads what all of them need.
+    for i, variant in wanted[:1] + wanted:
+        found[i][variant] = memory_here(cases[i].build(variant), device)
+    return found
+
+
+def all_memory_apart(script: str, argv: Sequence[str]) -> list[dict[str, int | None]]:
+    """The same of a script, in a process of its own that returns at once what it frees.
+
+    Raises:
+        SystemExit: the script failed.
+    """
+    # glibc would keep what is freed for later: then the peak depends on what came before.
+    env = dict(os.environ, MALLOC_MMAP_THRESHOLD_='65536')
+    command = [sys.executable, script, *argv, '--only-memory']
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f'measuring the memory failed: {done.stderr[-2000:]}')
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def difference(out: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference, relative to the largest value."""
+    return float((out.float() - expected.float()).abs().max() / expected.float().abs().max())
+
+
+def measure_case(
+    case: Case, args: argparse.Namespace, memory: dict[str, int | None] | None = None
+) -> Result:
+    """All variants of a case; ``memory`` is what was measured of them apart."""
+    memory = dict(memory or {})
+    steps = {}
+    for variant in case.variants:
+        steps[variant] = case.build(variant)
+        if on_gpu(args.device) and case.memory and not args.no_memory:
+            memory[variant] = memory_here(steps[variant], args.device)
+    errors = {}
+    if case.same:
+        expected = steps[case.base]()
+        errors = {variant: difference(steps[variant](), expected) for variant in case.same}
+        del expected
+    seconds = measure(list(steps.values()), args.repeat, args.warmup, args.device)
+    rows = [
+        Measured(variant, times, memory.get(variant), errors.get(variant))
+        for variant, times in zip(case.variants, seconds)
+    ]
+    return Result(case, rows)
+
+
+# --- report --------------------------------------------------------------------------------------
+
+
+def header(what: str, args: argparse.Namespace, memory: bool) -> str:
+    """What is measured, where, and what the memory means."""
+    if on_gpu(args.device):
+        device, how = torch.cuda.get_device_name(args.device), "torch's allocations"
+    else:
+        device = f'CPU, {torch.get_num_threads()} thread(s)'
+        how = 'the resident set of a process of its own'
+    lines = [
+        what,
+        f'{device}, torch {torch.__version__}; {args.repeat} turns after {args.warmup} to warm up',
+    ]
+    if memory:
+        lines.append(f'peak MiB: {how} in {MEMORY_STEPS} steps, beyond weights and inputs')
+    return '\n'.join(lines)
+
+
+def table(result: Result) -> str:
+    """The printed text of a case: a row per variant, and a sentence per comparison."""
+    case = result.case
+    base = result[case.base] if case.base in case.variants else None
+    with_memory = any(row.memory is not None for row in result.rows)
+    titles = [case.name, *case.columns, 'median ms', 'min', 'max']
+    titles += ['images/s'] * (case.images is not None)
+    titles += [f'time / {case.base}'] * (base is not None)
+    titles += ['peak MiB'] * with_memory
+    titles += [f'MiB / {case.base}'] * (with_memory and base is not None)
+    titles += ['error'] * bool(case.same)
+    out = PrettyTable(titles)
+    out.align = 'r'
+    out.align[case.name] = 'l'
+    for row in result.rows:
+        cells = [row.variant]
+        cells += [form.format(values[row.variant]) for values, form in case.columns.values()]
+        cells += [f'{1000 * s:.2f}' for s in (row.median, min(row.seconds), max(row.seconds))]
+        if case.images is not None:
+            cells.append(f'{case.images / row.median:.2f}')
+        if base is not None:
+            cells.append(f'{row.ratio(base):.3f}')
+        if with_memory:
+            cells.append('-' if row.memory is None else f'{row.memory / 2**20:.1f}')
+            if base is not None:
+                known = row.memory is not None and base.memory
+                cells.append(f'{row.memory / base.memory:.3f}' if known else '-')
+        if case.same:
+            cells.append('-' if row.error is None else f'{row.error:.1e}')
+        out.add_row(cells)
+    lines = [str(out)]
+    for first, second in case.compare:
+        if not {first, second} <= set(case.variants):
+            continue
+        a, b = result[first], result[second]
+        line = f'{first} takes {a.ratio(b):.3g} times as long as {second}'
+        if a.memory is not None and b.memory:
+            line += f', {a.memory / b.memory:.3g} times the memory'
+        lines.append(line)
+    return '\n'.join(lines)
+
+
+def run(
+    cases: Sequence[Case],
+    args: argparse.Namespace,
+    script: str,
+    what: str,
+    report: Callable[[Result], str] | None = table,
+    smaller: str = '--shape or --batch-size',
+) -> list[Result]:
+    """Measures and prints all cases, and writes them to ``--json``.
+
+    Args:
+        cases: what to measure.
+        args: what :func:`parse` gave.
+        script: path of the benchmark, which is started again for the memory on a CPU.
+        what: for the header.
+        report: text of a case, printed as soon as it is there; None for a line of progress.
+        smaller: option to change where a GPU has too little memory.
+
+    Returns:
+        A result per case; none in a process that measured memory alone.
+    """
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    if args.only_memory:
+        print(json.dumps(all_memory_here(cases, args.device)))
+        return []
+    with_memory = not args.no_memory and any(case.memory for case in cases)
+    head = header(what, args, with_memory)
+    print(head, flush=True)
+    results = []
+    try:
+        memory: list[dict] = [{} for _ in cases]
+        if with_memory and not on_gpu(args.device):
+            # Before anything large lives here: Linux counts it into the peak of a child process.
+            memory = all_memory_apart(script, args.argv)
+        for number, (case, apart) in enumerate(zip(cases, memory), 1):
+            results.append(measure_case(case, args, apart))
+            if report is None:
+                print(f'{number} of {len(cases)} cases timed', file=sys.stderr)
+            else:
+                print(report(results[-1]), flush=True)
+    except torch.cuda.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        raise SystemExit(f'out of memory ({reason}): give a smaller {smaller}') from error
+    if args.json:
+        rows = [row for result in results for row in result.as_json()]
+        write_json(args.json, dict(setup=head, results=rows))
+    return results
+
+
+def write_json(path: Path, found: dict) -> None:
+    """Writes what ``--json`` asks for."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=2) + '\n')
