@@ -7,5 +7,5 @@ _base_ = [
 crop_size = (513, 513)
 data_preprocessor = dict(size=crop_size)
 model = dict(data_preprocessor=data_preprocessor)
-# DeepLab's rate for a start from ImageNet; 4e-4 after the stage with COCO.
+# DeepLab's rate for a start from ImageNet.
 optim_wrapper = dict(optimizer=dict(lr=7e-3, weight_decay=4e-5))

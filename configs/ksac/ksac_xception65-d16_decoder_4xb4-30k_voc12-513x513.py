@@ -4,8 +4,9 @@ _base_ = [
     '../_base_/default_runtime.py',
     '../_base_/schedules/schedule_30k_wd1e-4.py'  # SGD, lr 0.01, wd 1e-4, polynomial decay to 0
 ]
+# The last stage, from VOC and SBD.
+load_from = 'work_dirs/ksac_xception65-d16_decoder_coco_4xb4-40k_voc12aug-513x513/iter_40000.pth'
 crop_size = (513, 513)
 data_preprocessor = dict(size=crop_size)
 model = dict(data_preprocessor=data_preprocessor)
-# The thesis' last stage, from a checkpoint of the one before: --cfg-options load_from=FILE
 optim_wrapper = dict(optimizer=dict(lr=2e-4, weight_decay=4e-5))

@@ -31,11 +31,13 @@ OURS_ALONE = {
     # KSAC and its baselines: tests/configs/test_ksac.py.
     'datasets/ade20k_513x513.py',
     'datasets/cityscapes_769x769_ksac.py',
+    'datasets/coco-voc12aug_513x513.py',
     'datasets/pascal_voc12_513x513.py',
     'datasets/pascal_voc12_aug_513x513.py',
     'models/deeplabv3plus_xception65-d16.py',
     'models/ksac_r50-d16.py',
     'models/ksac_xception65-d16.py',
+    'schedules/schedule_300k_wd1e-4.py',
     # CAA: tests/configs/test_caa.py.
     'datasets/coco-stuff10k_513x513.py',
     'datasets/coco-stuff164k_513x513.py',

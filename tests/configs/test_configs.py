@@ -154,6 +154,7 @@ def test_does_what_its_name_says(path: str) -> None:
         'ade20k': ('ADE20KDataset', 150),
         'voc12aug': ('PascalVOCDataset', 21),
         'voc12': ('PascalVOCDataset', 21),
+        'coco-voc12aug': ('PascalVOCDataset', 21),
         'pascal-context-59': ('PascalContextDataset59', 59),
         'coco-stuff10k': ('COCOStuffDataset', 171),
         'coco-stuff164k': ('COCOStuffDataset', 171),
@@ -165,6 +166,26 @@ def test_does_what_its_name_says(path: str) -> None:
     assert {head.num_classes for head in heads_of(cfg.model)} == {expected[dataset][1]}
     hooks = [hook['type'] for hook in cfg.get('custom_hooks', [])]
     assert ('scale-eq' in name) == ('ScaleEqualizerHook' in hooks)
+
+
+STARTING = [path for path in TRAINABLE if read(path).get('load_from')]
+
+
+@pytest.mark.parametrize('path', STARTING, ids=lambda p: Path(p).stem)
+def test_starts_from_the_last_checkpoint_of_a_config(path: str) -> None:
+    """``load_from`` is where that config's training saves, and its weights fit."""
+    match = re.fullmatch(r'work_dirs/(.+)/iter_(\d+)\.pth', read(path).load_from)
+    assert match, read(path).load_from
+    name, iterations = match.group(1), int(match.group(2))
+    (before,) = (p for p in TRAINABLE if Path(p).stem == name)
+    cfg = read(before)
+    assert before != path
+    assert cfg.train_cfg.max_iters == iterations
+    assert iterations % cfg.default_hooks.checkpoint.interval == 0
+    # The same backbone, and the same classes.
+    assert cfg.model.backbone == read(path).model.backbone
+    classes = [{h.num_classes for h in heads_of(c.model)} for c in (cfg, read(path))]
+    assert classes[0] == classes[1]
 
 
 @pytest.mark.parametrize(

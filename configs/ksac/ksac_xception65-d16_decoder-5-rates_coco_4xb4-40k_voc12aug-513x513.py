@@ -4,11 +4,12 @@ _base_ = [
     '../_base_/default_runtime.py',
     '../_base_/schedules/schedule_40k_wd1e-4.py'  # SGD, lr 0.01, wd 1e-4, polynomial decay to 0
 ]
+# From the stage with COCO.
+load_from = 'work_dirs/ksac_xception65-d16_decoder-5-rates_4xb4-300k_coco-voc12aug-513x513/iter_300000.pth'
 crop_size = (513, 513)
 data_preprocessor = dict(size=crop_size)
 model = dict(
     data_preprocessor=data_preprocessor,
     # Two rates more and not one weight more, batch norms apart.
     decode_head=dict(dilations=(1, 6, 12, 18, 24)))
-# DeepLab's rate for a start from ImageNet; 4e-4 after the stage with COCO.
-optim_wrapper = dict(optimizer=dict(lr=7e-3, weight_decay=4e-5))
+optim_wrapper = dict(optimizer=dict(lr=4e-4, weight_decay=4e-5))

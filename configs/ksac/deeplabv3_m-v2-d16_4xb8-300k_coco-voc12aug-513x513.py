@@ -1,8 +1,8 @@
 _base_ = [
     '../_base_/models/deeplabv3_r50-d8.py',  # DeepLabV3 with ResNet-50, output stride 8
-    '../_base_/datasets/pascal_voc12_aug_513x513.py',  # VOC 2012 + SBD, 21 classes, batch 4 per GPU
+    '../_base_/datasets/coco-voc12aug_513x513.py',  # COCO in VOC's 21 classes, VOC 2012 and SBD
     '../_base_/default_runtime.py',
-    '../_base_/schedules/schedule_40k_wd1e-4.py'  # SGD, lr 0.01, wd 1e-4, polynomial decay to 0
+    '../_base_/schedules/schedule_300k_wd1e-4.py'  # SGD, lr 0.01, wd 1e-4, polynomial decay to 0
 ]
 crop_size = (513, 513)
 data_preprocessor = dict(size=crop_size)
@@ -26,6 +26,5 @@ model = dict(
         align_corners=True),
     # The comparison of the thesis has none.
     auxiliary_head=None)
-# DeepLab's rate for a start from ImageNet; 4e-4 after the stage with COCO.
-optim_wrapper = dict(optimizer=dict(lr=7e-3, weight_decay=4e-5))
+optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=4e-5))
 train_dataloader = dict(batch_size=8, num_workers=8)

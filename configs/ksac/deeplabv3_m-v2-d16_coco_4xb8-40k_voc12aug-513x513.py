@@ -1,9 +1,11 @@
 _base_ = [
-    '../_base_/models/ksac_r50-d16.py',  # KSAC with ResNet-50, output stride 16
+    '../_base_/models/deeplabv3_r50-d8.py',  # DeepLabV3 with ResNet-50, output stride 8
     '../_base_/datasets/pascal_voc12_aug_513x513.py',  # VOC 2012 + SBD, 21 classes, batch 4 per GPU
     '../_base_/default_runtime.py',
     '../_base_/schedules/schedule_40k_wd1e-4.py'  # SGD, lr 0.01, wd 1e-4, polynomial decay to 0
 ]
+# From the stage with COCO.
+load_from = 'work_dirs/deeplabv3_m-v2-d16_4xb8-300k_coco-voc12aug-513x513/iter_300000.pth'
 crop_size = (513, 513)
 data_preprocessor = dict(size=crop_size)
 model = dict(
@@ -17,7 +19,14 @@ model = dict(
         dilations=(1, 1, 1, 1, 1, 2, 2),
         out_indices=(1, 2, 4, 6),
         norm_cfg=dict(type='SyncBN', requires_grad=True)),
-    decode_head=dict(in_channels=320))
-# DeepLab's rate for a start from ImageNet; 4e-4 after the stage with COCO.
-optim_wrapper = dict(optimizer=dict(lr=7e-3, weight_decay=4e-5))
+    decode_head=dict(
+        in_channels=320,
+        channels=256,
+        # 1: the 1x1 branch.
+        dilations=(1, 6, 12, 18),
+        num_classes=21,
+        align_corners=True),
+    # The comparison of the thesis has none.
+    auxiliary_head=None)
+optim_wrapper = dict(optimizer=dict(lr=4e-4, weight_decay=4e-5))
 train_dataloader = dict(batch_size=8, num_workers=8)

@@ -1,0 +1,16 @@
+_base_ = [
+    '../_base_/models/ksac_xception65-d16.py',  # KSAC with Xception-65 and decoder, output stride 16
+    '../_base_/datasets/pascal_voc12_aug_513x513.py',  # VOC 2012 + SBD, 21 classes, batch 4 per GPU
+    '../_base_/default_runtime.py',
+    '../_base_/schedules/schedule_40k_wd1e-4.py'  # SGD, lr 0.01, wd 1e-4, polynomial decay to 0
+]
+# From the stage with COCO.
+load_from = 'work_dirs/ksac_xception65-d8_decoder_4xb4-300k_coco-voc12aug-513x513/iter_300000.pth'
+crop_size = (513, 513)
+data_preprocessor = dict(size=crop_size)
+# Output stride 8 doubles the rates.
+model = dict(
+    data_preprocessor=data_preprocessor,
+    backbone=dict(output_stride=8),
+    decode_head=dict(dilations=(12, 24, 36)))
+optim_wrapper = dict(optimizer=dict(lr=4e-4, weight_decay=4e-5))
