@@ -78,7 +78,7 @@ def options_of(tool: str) -> set[str]:
         # The options of every tool that takes several models stand in one place.
         source += inspect.getsource(cli.add_models)
     # What is imported from a module beside the tool.
-    for module in re.findall(r'^(?:import|from) (_\w+)', source, re.MULTILINE):
+    for module in re.findall(r'^(?:import|from) (_[a-z]\w*)', source, re.MULTILINE):
         source += (ROOT / tool).with_name(f'{module}.py').read_text(encoding='utf-8')
     return set(re.findall(r"'(--[a-z-]+)'", source))
 
