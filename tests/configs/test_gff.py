@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 from mmseg_fusion.analysis import count
-from mmseg_fusion.models.decode_heads import GFFHead
+from mmseg_fusion.models.decode_heads import GFFHead, LinearASPPHead
 from mmseg_fusion.models.layers.headless import build_headless
 from mmseg_fusion.models.necks import GatedFullyFusion
 
@@ -319,8 +319,8 @@ def added(classes: int = 19, width: int = 256, context: int = 512) -> dict[str, 
     fine = AREAS[0]
     params = sum(c * width + norm for c in LEVELS)  # reductions
     flops = sum(c * width * a for c, a in zip(LEVELS, AREAS))
-    params += 4 * (width + 1)  # gates
-    flops += width * sum(AREAS)
+    params += sum(c + 1 for c in LEVELS)  # gates, on the levels as they come
+    flops += sum(c * a for c, a in zip(LEVELS, AREAS))
     params += 8 * (9 * width**2 + norm)  # two 3x3 convolutions on each level
     flops += 2 * 9 * width**2 * sum(AREAS)
     total = context + 4 * width
@@ -329,11 +329,9 @@ def added(classes: int = 19, width: int = 256, context: int = 512) -> dict[str, 
     params += (width - context) * classes  # classifier
     flops += width * classes * fine - context * classes * AREAS[-1]
     gff = (params, flops)
-    # The context at stride 8, then the levels from the coarsest to the finest.
-    areas = (AREAS[3], AREAS[3], AREAS[2], AREAS[1], AREAS[0])
     seen = [context + i * width for i in range(5)]
     params = sum(c * width + norm for c in seen) + (5 * width - total) * width
-    flops = sum(c * width * a for c, a in zip(seen, areas)) + (5 * width - total) * width * fine
+    flops = (sum(seen) + 5 * width - total) * width * fine
     return {'gff': gff, 'gff-dfp': (params, flops)}
 
 
@@ -351,7 +349,7 @@ def test_cost_beside_table_3() -> None:
 
 
 def test_what_the_readme_says_of_the_sums() -> None:
-    (gff, more), (dfp, _) = added().values()
+    (gff, more), (dfp, dfp_more) = added().values()
     convs = 8 * (9 * 256**2 + 512)
     assert f'+4.1 M reported, +{gff / 1e6:.2f} M here' in README
     assert f'are {convs / 1e6:.2f} M by themselves' in README
@@ -369,6 +367,19 @@ def test_what_the_readme_says_of_the_sums() -> None:
     products = 2 * 9 * 256**2 * sum(AREAS) / 1e9
     assert f'They take {products:.1f} G multiply-adds of the {more / 1e9:.1f} G' in README
     assert products / more * 1e9 == pytest.approx(0.75, abs=0.01)
+    # What DFP costs for a parameter beside what GFF costs.
+    assert f'+25.4 G reported, +{dfp_more / 1e9:.1f} G multiply-adds here' in README
+    assert f'are {2 * 0.8 * AREAS[0] / 1e3:.1f} G operations' in README
+    reported = [flops / params for flops, params in ((25.4, 0.8), (20.0, 4.1))]
+    assert f'has {reported[0]:.1f} k of it per parameter that DFP adds' in README
+    assert f'and {reported[1]:.1f} k per parameter that GFF adds' in README
+    assert f'{reported[0] / reported[1]:.1f} times as much' in README
+    # Context and levels at their own sizes, the classifier's share as it is.
+    seen = [512 + i * 256 for i in range(5)]
+    areas = (AREAS[3], AREAS[3], AREAS[2], AREAS[1], AREAS[0])
+    own = dfp_more - sum(c * 256 * (AREAS[0] - a) for c, a in zip(seen, areas))
+    assert f'would cost {own / dfp / 1e3:.1f} k multiply-adds per parameter here' in README
+    assert f'and GFF {more / gff / 1e3:.1f} k' in README
 
 
 # --- backbones -----------------------------------------------------------------------------------
@@ -403,6 +414,10 @@ def test_wider_resnet_is_the_released_form() -> None:
         *(1, 1, 12, 24, 36),  # of the image, 1x1, the rates
         1,
     ]
+    # Two convolutions of 256 over a fusion of 128, and nothing behind ASPP's last one.
+    assert [m.conv.out_channels for m in head.final] == [256, 256]
+    assert head.final[0].conv.in_channels == 4 * 128
+    assert isinstance(head.context, LinearASPPHead)
 
 
 # --- bases ---------------------------------------------------------------------------------------

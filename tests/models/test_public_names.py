@@ -27,6 +27,7 @@ NAMES = {
         'GFFHead',
         'HFGDHead',
         'KSACHead',
+        'LinearASPPHead',
         'SAHead',
         'SemanticFPNHead',
         'SequentialDualAttentionHead',

@@ -36,10 +36,10 @@ FIRST = 'mod1.conv1.weight'
 SHOWN = 5
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse_args(argv: Sequence[str] | None = None, doc: str = __doc__) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument('src', help='the published file, e.g. wider_resnet38.pth.tar')
-    parser.add_argument('dst', type=Path, help="where to write the backbone's checkpoint")
+    parser.add_argument('dst', type=Path, help='where to write the checkpoint')
     parser.add_argument('--overwrite', action='store_true', help='replace DST if it exists')
     args = parser.parse_args(argv)
     if '://' in args.src:

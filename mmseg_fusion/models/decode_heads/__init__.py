@@ -10,6 +10,7 @@ from .eseg_head import ESegHead
 from .gff_head import GFFHead
 from .hfgd_head import HFGDHead
 from .ksac_head import KSACHead
+from .linear_aspp_head import LinearASPPHead
 from .sa_head import SAHead
 from .semantic_fpn_head import SemanticFPNHead, USFPNHead
 from .sequential_dual_attention_head import SequentialDualAttentionHead
@@ -24,6 +25,7 @@ __all__ = [
     'GFFHead',
     'HFGDHead',
     'KSACHead',
+    'LinearASPPHead',
     'SAHead',
     'SemanticFPNHead',
     'SequentialDualAttentionHead',

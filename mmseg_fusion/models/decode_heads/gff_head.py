@@ -46,7 +46,8 @@ class GFFHead(BaseDecodeHead):
         num_convs: convolutions between the concatenation and the classifier.
         kernel_size: of these.
         **kwargs: arguments of ``BaseDecodeHead``; ``channels`` is the width of the fusion and of
-            the convolutions before the classifier.
+            the convolutions before the classifier. ``neck=dict(channels=...)`` is that of the
+            fusion alone: 128 under 256 in the authors' code.
 
     Shape:
         Inputs: the backbone's levels (N, C_l, H_l, W_l), finest first, of which ``in_index`` lists
@@ -171,7 +172,7 @@ class GFFHead(BaseDecodeHead):
         else:
             outs = self.pyramid(context, fused)
             if self.pyramid.form == 'dilated':
-                # In the order of the authors' code: its checkpoints could be read.
+                # In the order of the authors' code: its checkpoints can be read.
                 outs.insert(1, reduced[-1])
         return self.final(stack_features(outs, fused[0], self.align_corners))
 

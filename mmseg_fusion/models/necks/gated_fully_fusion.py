@@ -57,8 +57,8 @@ class GatedFullyFusion(BaseModule):
 
     Each level is reduced to ``channels`` by a 1x1 convolution, giving :math:`X_l`; then fused; then
     refined by ``num_convs`` 3x3 convolutions. Every convolution is followed by norm and activation.
-    With gates :math:`G_l = \mathrm{sigmoid}(w_l * X_l)` and everything resized bilinearly to the
-    size of level l, the fusions of table 1 are
+    With gates :math:`G_l` (below) and everything resized bilinearly to the size of level l, the
+    fusions of table 1 are
 
     - ``'gff'``, equation 5:
       :math:`\tilde X_l = (1 + G_l) X_l + (1 - G_l) \sum_{i \ne l} G_i X_i`
@@ -84,8 +84,13 @@ class GatedFullyFusion(BaseModule):
             ignore this.
         gate: one map per level (``'map'``, the paper) or one per channel of a level
             (``'channel'``, the authors' code). Fusions without gates ignore this and the next.
-        gate_input: gates see the level after its reduction (``'reduced'``, chosen: the paper's
-            "X" is ambiguous) or as it came (``'raw'``, the authors' code).
+        gate_input: what the convolution :math:`w_l` of :math:`G_l = \mathrm{sigmoid}(w_l * X_l)`
+            sees: the level as the backbone gave it (``'raw'``) or after its reduction
+            (``'reduced'``, another reading). For ``'raw'`` speak the paper and the authors' code.
+            Section 3.1 introduces :math:`X_i` with :math:`C_i` channels as extracted from the
+            backbone, gives :math:`w_i` the shape 1 x 1 x :math:`C_i`, and leaves the 1x1
+            convolutions of the reduction out of its notation; the code gates the level in front of
+            its reduction.
         num_convs: 3x3 convolutions behind the fusion of each level. The authors' code has none.
         align_corners: of the resizing.
         conv_cfg: of all convolutions but those of the gates.
@@ -114,7 +119,7 @@ class GatedFullyFusion(BaseModule):
         fusion: Fusion = 'gff',
         update: Update = 'simultaneous',
         gate: Gate = 'map',
-        gate_input: GateInput = 'reduced',
+        gate_input: GateInput = 'raw',
         num_convs: int = 2,
         align_corners: bool = False,
         conv_cfg: dict | None = None,

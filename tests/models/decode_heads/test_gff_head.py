@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch._dynamo
@@ -19,9 +20,11 @@ from mmseg_fusion.engine.hooks import ScaleEqualizerHook
 from mmseg_fusion.models.decode_heads import GFFHead
 from mmseg_fusion.models.segmentors import merge_car
 
+from ...configs.files import BASE, plain
 from ...engine.small import LEVELS, config, runner
 from ...testers import HeadTester
 from ...testers.toys import segmentor_config, toy_samples
+from ...tools.running import TOOLS, load_tool
 from ..necks.test_gated_fully_fusion import (
     bilinear,
     features,
@@ -31,6 +34,7 @@ from ..necks.test_gated_fully_fusion import (
     randomized,
 )
 
+GOLDEN = Path(__file__).parents[2] / 'data' / 'golden' / 'gff_head.npz'
 BN = dict(type='BN')
 PSP = dict(type='PSPHead', channels=12, pool_scales=(1, 2))
 ASPP = dict(type='ASPPHead', channels=12, dilations=(1, 2))
@@ -131,12 +135,9 @@ def test_paper_form_written_out(dfp: str | None, fuse_context: bool, align_corne
     if dfp is None:
         stack = up(*fused) if fuse_context else up(y0, *fused)
     else:
-        ys, parts = [], [y0]
-        for layer, x in zip(head.pyramid.layers, [*fused[::-1], None]):
-            size = parts[-1].shape[2:]
-            seen = torch.cat([bilinear(p, size, align_corners) for p in parts], 1)
-            ys.append(norm_relu(layer, pointwise(layer.conv, seen)))
-            parts.append(x)
+        ys, parts = [], [y0, *fused[::-1]]
+        for i, layer in enumerate(head.pyramid.layers):
+            ys.append(norm_relu(layer, pointwise(layer.conv, up(*parts[: i + 1]))))
         assert len(ys) == len(head.pyramid.layers) == len(fused) + 1
         stack = up(*ys)
     expected = pointwise(
@@ -179,15 +180,18 @@ def test_released_form_written_out() -> None:
     m5 = (1 + g5) * m5 + (1 - g5) * (at(g2 * m2, m5) + at(ga * a, m5))
     a = (1 + ga) * a + (1 - ga) * (at(g2 * m2, a) + at(g5 * m5, a))
 
+    # Up first: all blocks see cells of the finest level.
+    a, m5, unfused = (at(x, m2) for x in (a, m5, unfused))
+
     def d(i: int, x: Tensor) -> Tensor:
         name, rate = f'pyramid.layers.{i}', 3 * (i + 1)
         x = conv(f'{name}.0.conv', relu(f'{name}.0.bn', x))
         return conv(f'{name}.1.conv', relu(f'{name}.1.bn', x), padding=rate, dilation=rate)
 
     y1 = d(0, a)
-    y2 = d(1, torch.cat([at(y1, m5), m5], 1))
-    y3 = d(2, torch.cat([at(y1, m2), at(y2, m2), m2], 1))
-    x = torch.cat([at(y1, m2), at(unfused, m2), at(y2, m2), y3], 1)
+    y2 = d(1, torch.cat([y1, m5], 1))
+    y3 = d(2, torch.cat([y1, y2, m2], 1))
+    x = torch.cat([y1, unfused, y2, y3], 1)
     for i in (0, 1):
         x = relu(f'final.{i}.bn', conv(f'final.{i}.conv', x, padding=1))
     expected = conv('conv_seg', x)
@@ -197,6 +201,85 @@ def test_released_form_written_out() -> None:
     assert all(k.startswith(parts) for k in used)
     with torch.no_grad():
         torch.testing.assert_close(head(inputs), expected, rtol=1e-9, atol=1e-10)
+
+
+# --- golden vectors of the released head ---------------------------------------------------------
+
+#: Of the largest value.
+TOLERANCE = 5e-5
+
+
+@pytest.fixture(scope='module')
+def golden() -> dict[str, Tensor]:
+    with np.load(GOLDEN) as data:
+        return {k: torch.from_numpy(data[k]) for k in data.files}
+
+
+def released_head(
+    golden: dict[str, Tensor], dtype: torch.dtype = torch.float32, **neck: str
+) -> GFFHead:
+    """The head of the WiderResNet-38 configs with the golden weights, on ASPP's output as given."""
+    cfg = plain(BASE / 'models/gff_wrn38-d8.py')['model']['decode_head']
+    # As it comes: a context without a layer.
+    context = dict(type='FCNHead', in_channels=256, channels=256, num_convs=0, concat_input=False)
+    cfg.update(context=dict(context, in_index=2), norm_cfg=BN, neck=dict(cfg['neck'], **neck))
+    head = MODELS.build(cfg)
+    names = dict(load_tool(TOOLS / 'model_converters' / 'gff_wrn38.py').layers())
+    state = {}
+    for key, value in golden.items():
+        if key.startswith('w/'):
+            layer, _, kind = key[2:].rpartition('.')
+            scale = golden.get(f'scale/{key[2:]}')
+            value = value if scale is None else value.float() * scale
+            state[f'{names[f"gff_head.{layer}"]}.{kind}'] = value
+    # Their classifier has no bias.
+    state['conv_seg.bias'] = torch.zeros(19)
+    found = head.load_state_dict(state, strict=False)
+    assert not found.unexpected_keys
+    assert all(k.endswith('num_batches_tracked') for k in found.missing_keys)
+    return head.to(dtype).eval()
+
+
+def released_inputs(golden: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    return [golden[k].to(dtype).requires_grad_() for k in ('m2', 'm5', 'aspp')]
+
+
+def assert_golden(found: Tensor, expected: Tensor) -> None:
+    error = (found.detach() - expected).abs().max() / expected.abs().max()
+    assert error < TOLERANCE, f'{float(error):.1e} of the largest value'
+
+
+def test_golden_released_head(golden: dict[str, Tensor]) -> None:
+    """Logits, what is in between, and the gradients of the three inputs."""
+    head, inputs, seen = released_head(golden), released_inputs(golden), {}
+    watched = dict(neck=head.neck)
+    for i, (level, rate) in enumerate(zip(('m2', 'm5', 'aspp'), (3, 6, 9))):
+        watched[f'gate_{level}'] = head.neck.gates[i]
+        watched[f'dense_{rate}'] = head.pyramid.layers[i]
+    for name, module in watched.items():
+        module.register_forward_hook(lambda m, x, y, name=name: seen.update({name: y}))
+    out = head(inputs)
+    fused, _ = seen.pop('neck')
+    seen.update(zip(('gff_m2', 'gff_m5', 'gff_aspp'), fused))
+    assert {f'mid/{k}' for k in seen} == {k for k in golden if k.startswith('mid/')}
+    for name, value in seen.items():
+        assert_golden(value, golden[f'mid/{name}'])
+    assert_golden(out, golden['out_eval'])
+    (out * golden['R']).sum().backward()
+    for name, x in zip(('m2', 'm5', 'aspp'), inputs):
+        assert_golden(x.grad, golden[f'grad_{name}'])
+
+
+def test_golden_released_head_with_batch_statistics(golden: dict[str, Tensor]) -> None:
+    out = released_head(golden).train()(released_inputs(golden))
+    assert_golden(out, golden['out_train_bnbatch'])
+
+
+def test_golden_released_head_with_the_papers_update(golden: dict[str, Tensor]) -> None:
+    double = torch.float64
+    head = released_head(golden, double, update='simultaneous')
+    out = head(released_inputs(golden, double))
+    assert_golden(out, golden['out_eval_f64_simultaneous_update'])
 
 
 def test_context_of_another_level_and_several_levels() -> None:
@@ -279,18 +362,17 @@ def test_parameters_and_multiply_adds_with_resnet101(dfp: str | None) -> None:
     convs += [(c, c, 9, a) for a in area for _ in range(2)]
     outs = [c0] + 4 * [c]
     if dfp:
-        dfp_area = [area[-1], *area[::-1]]
-        convs += [(c0 + i * c, c, 1, a) for i, a in enumerate(dfp_area)]
+        convs += [(c0 + i * c, c, 1, area[0]) for i in range(5)]
         outs = 5 * [c]
     convs += [(sum(outs), c, 1, area[0])]
     # The gates and the classifier have biases and no norm.
-    plain = [(c, 1, a) for a in area] + [(c, classes, area[0])]
+    biased = [(i, 1, a) for i, a in zip(ins, area)] + [(c, classes, area[0])]
     found = count_call(head, [torch.zeros(1, i, *s) for i, s in zip(ins, sizes)])
     assert found.params == sum(i * o * k + 2 * o for i, o, k, _ in convs) + sum(
-        i * o + o for i, o, _ in plain
+        i * o + o for i, o, _ in biased
     )
     assert found.flops == sum(i * o * k * a for i, o, k, a in convs) + sum(
-        i * o * a for i, o, a in plain
+        i * o * a for i, o, a in biased
     )
 
 
@@ -309,7 +391,7 @@ def segmentor(head: dict, norm: str = 'BN') -> nn.Module:
     return MODELS.build(cfg)
 
 
-def plain(kind: str, norm: str = 'BN') -> nn.Module:
+def plain_model(kind: str, norm: str = 'BN') -> nn.Module:
     """A segmentor with a head of the context's type, whose weights are no initial ones."""
     torch.manual_seed(1)
     head = {k: v for k, v in CONTEXTS[kind].items() if k != 'channels'}
@@ -339,7 +421,7 @@ def log(caplog):
 def test_begins_from_a_trained_head_of_the_contexts_type(
     tmp_path: Path, log, kind: str, norm: str, prefix: str
 ) -> None:
-    source = plain(kind, norm)
+    source = plain_model(kind, norm)
     state = {prefix + k: v for k, v in source.state_dict().items()}
     save_checkpoint(dict(state_dict=state), str(tmp_path / 'plain.pth'))
     model = segmentor(dict(GFF, context=CONTEXTS[kind], dfp='conv'))
@@ -370,7 +452,9 @@ def test_begins_from_a_trained_head_of_the_contexts_type(
 
 def test_old_checkpoints_without_counters(log) -> None:
     state = {
-        k: v for k, v in plain('PSPHead').decode_head.state_dict().items() if 'num_batches' not in k
+        k: v
+        for k, v in plain_model('PSPHead').decode_head.state_dict().items()
+        if 'num_batches' not in k
     }
     head = MODELS.build({**HEAD, **GFF, 'context': PSP})
     head.load_state_dict(state, strict=False)
@@ -380,7 +464,7 @@ def test_old_checkpoints_without_counters(log) -> None:
 
 
 def test_the_heads_state_is_not_changed_for_the_caller() -> None:
-    source = plain('PSPHead')
+    source = plain_model('PSPHead')
     state = source.state_dict()
     kept = dict(state)
     segmentor(dict(GFF, context=PSP)).load_state_dict(state, strict=False)
@@ -410,7 +494,7 @@ def test_own_checkpoint_loads_strictly_and_whole(tmp_path: Path, log, options: d
 
 def test_another_head_gives_nothing(log) -> None:
     """A part of the context's names is no head of its type."""
-    source = plain('ASPPHead').decode_head
+    source = plain_model('ASPPHead').decode_head
     head = MODELS.build({**HEAD, **GFF, 'context': PSP})
     before = copy.deepcopy(head.context.state_dict())
     head.load_state_dict(

@@ -47,22 +47,22 @@ def test_equation_6(name: str, align_corners: bool) -> None:
     y0, levels = level_inputs(SIZES[name], 5, 3)
     x1, x2, x3, x4 = levels
 
-    def h(i: int, like: Tensor, *parts: Tensor) -> Tensor:
+    def h(i: int, *parts: Tensor) -> Tensor:
         layer = dfp.layers[i - 1]
         # The sum of one product per part: what a convolution of their concatenation is.
         weights = layer.conv.weight[:, :, 0, 0].split([p.shape[1] for p in parts], 1)
         total = sum(
-            torch.einsum('oc,nchw->nohw', w, bilinear(p, like.shape[2:], align_corners))
+            torch.einsum('oc,nchw->nohw', w, bilinear(p, x1.shape[2:], align_corners))
             for w, p in zip(weights, parts)
         )
         return norm_relu(layer, total)
 
     expected = [
-        h(1, y0, y0),
-        h(2, x4, y0, x4),
-        h(3, x3, y0, x4, x3),
-        h(4, x2, y0, x4, x3, x2),
-        h(5, x1, y0, x4, x3, x2, x1),
+        h(1, y0),
+        h(2, y0, x4),
+        h(3, y0, x4, x3),
+        h(4, y0, x4, x3, x2),
+        h(5, y0, x4, x3, x2, x1),
     ]
     found = dfp(y0, levels)
     assert dfp.num_outs == len(found) == len(expected)
@@ -75,13 +75,12 @@ def test_equation_6(name: str, align_corners: bool) -> None:
 
 @pytest.mark.parametrize('align_corners', [False, True])
 def test_dilated_form(align_corners: bool) -> None:
-    """y1 = D3(a), y2 = D6([y1, m5]), y3 = D9([y1, y2, m2])."""
+    """y1 = D3(a), y2 = D6([y1, m5]), y3 = D9([y1, y2, m2]), all at the size of m2."""
     dfp = randomized(DenseFeaturePyramid(4, 3, 9, 'dilated', align_corners))
     m2, m5, a = levels = features([(23, 21), (6, 6), (6, 6)], [4] * 3, requires_grad=True)
 
     def d(rate: int, layer: nn.Module, *parts: Tensor) -> Tensor:
-        size = parts[-1].shape[2:]
-        x = torch.cat([bilinear(p, size, align_corners) for p in parts], 1)
+        x = torch.cat([bilinear(p, m2.shape[2:], align_corners) for p in parts], 1)
         for part, options in zip(layer, (dict(), dict(padding=rate, dilation=rate))):
             x = F.relu(batch_norm(part.bn, x))
             x = F.conv2d(x, part.conv.weight, part.conv.bias, **options)
@@ -141,17 +140,17 @@ def test_parameters_and_multiply_adds() -> None:
     sizes = [(16, 12), (8, 6), (8, 6), (8, 6)]
     levels = [torch.randn(1, c, *s) for s in sizes]
     context = torch.randn(1, c0, 8, 6)
-    area = [h * w for h, w in [(8, 6), *sizes[::-1]]]
+    fine = 16 * 12
     ins = [c0 + i * c for i in range(count + 1)]
     found = count_call(DenseFeaturePyramid(c, count, c0), context, levels)
     assert found.params == sum(i * c + 2 * c for i in ins)
-    assert found.flops == sum(i * c * a for i, a in zip(ins, area))
+    assert found.flops == sum(i * c * fine for i in ins)
 
     found = count_call(DenseFeaturePyramid(c, count, c0, 'dilated'), None, levels)
     ins = [(i + 1) * c for i in range(count)]
     # A norm before and a bias behind each convolution.
     assert found.params == sum(2 * i + i * c + c + 2 * c + 9 * c * c + c for i in ins)
-    assert found.flops == sum((i * c + 9 * c * c) * a for i, a in zip(ins, area[1:]))
+    assert found.flops == sum((i * c + 9 * c * c) * fine for i in ins)
 
 
 def test_options_reach_every_convolution() -> None:

@@ -26,7 +26,7 @@ VARIANTS = {
     'gff': dict(),
     'sequential': dict(update='sequential'),
     'gff, channel': dict(gate='channel'),
-    'gff, raw': dict(gate_input='raw'),
+    'gff, reduced': dict(gate_input='reduced'),
     'released': dict(update='sequential', gate='channel', gate_input='raw'),
     'concat': dict(fusion='concat'),
     'add': dict(fusion='add'),
@@ -368,7 +368,7 @@ def test_number_and_size_of_gates(name: str) -> None:
         assert not [n for n, _ in neck.named_parameters() if 'gate' in n]
         return
     options = VARIANTS[name]
-    ins = [3, 4, 5] if options.get('gate_input') == 'raw' else [4, 4, 4]
+    ins = [4, 4, 4] if options.get('gate_input') == 'reduced' else [3, 4, 5]
     maps = 4 if options.get('gate') == 'channel' else 1
     assert [tuple(g[0].weight.shape) for g in neck.gates] == [(maps, i, 1, 1) for i in ins]
     assert all(g[0].bias is not None for g in neck.gates)
@@ -440,7 +440,7 @@ def test_parameters_and_multiply_adds(name: str) -> None:
     flops = sum(i * c * a for i, a in zip(ins, area)) + convs * 9 * c * c * sum(area)
     if neck.gates is not None:
         maps = c if options.get('gate') == 'channel' else 1
-        seen = ins if options.get('gate_input') == 'raw' else [c] * 4
+        seen = [c] * 4 if options.get('gate_input') == 'reduced' else ins
         params += sum(i * maps + maps for i in seen)
         flops += sum(i * maps * a for i, a in zip(seen, area))
     if neck.fusion == 'concat':

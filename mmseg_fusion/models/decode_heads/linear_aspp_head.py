@@ -1,0 +1,42 @@
+"""ASPP that ends in a plain convolution: the context of GFF's released model.
+
+Li et al., "Gated Fully Fusion for Semantic Segmentation", AAAI 2020, arXiv 1904.01803.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmcv.cnn import ConvModule
+from mmseg.models.decode_heads import ASPPHead
+from mmseg.registry import MODELS
+
+
+@MODELS.register_module()
+class LinearASPPHead(ASPPHead):
+    """MMSegmentation's ``ASPPHead`` with neither norm nor activation behind its last convolution.
+
+    In the authors' code the 3x3 convolution over the concatenated branches is alone, and what it
+    gives, negative values too, goes into the gates and the fusion. ``ASPPHead`` would cut the
+    negative half off.
+
+    Args:
+        **kwargs: arguments of ``ASPPHead``.
+
+    Shape:
+        As ``ASPPHead``.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        bottleneck = self.bottleneck
+        self.bottleneck = ConvModule(
+            bottleneck.in_channels,
+            bottleneck.out_channels,
+            bottleneck.kernel_size,
+            padding=bottleneck.padding,
+            bias=False,
+            conv_cfg=self.conv_cfg,
+            norm_cfg=None,
+            act_cfg=None,
+        )
