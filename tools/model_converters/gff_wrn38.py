@@ -18,11 +18,10 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import CONFIGS, check_checkpoint  # noqa: E402  isort: skip
+from mmseg_fusion.cli import CONFIGS, check_checkpoint, whole_file  # noqa: E402  isort: skip
 
 import torch  # noqa: E402
 from mmengine.config import Config  # noqa: E402
-from mmengine.runner import save_checkpoint  # noqa: E402
 from mmseg.registry import MODELS  # noqa: E402
 from wider_resnet import backbone_state, parse_args, read, some  # noqa: E402
 
@@ -118,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = dict(backbone=backbone, decode_head=head)
     whole = {f'{part}.{name}': v for part, tensors in parts.items() for name, v in tensors.items()}
     classes = len(head['conv_seg.weight'])
-    save_checkpoint(dict(meta=dict(num_classes=classes), state_dict=whole), str(args.dst))
+    with whole_file(args.dst) as file:
+        torch.save(dict(meta=dict(num_classes=classes), state_dict=whole), file)
     print(
         f'{len(backbone)} tensors of the backbone and {len(head)} of the head taken, for {classes} '
         f'classes\n{args.dst} written; it loads into the model of '
