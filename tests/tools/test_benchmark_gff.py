@@ -70,9 +70,10 @@ def test_as_a_user_runs_it(small, tmp_path):
         assert 'memory' in row
     assert 'decode head, training step: 2 image(s) of 32 x 40' in done.stdout
     assert [row[0] for row in cells(done.stdout)] == ['small', 'concat', 'gff']
-    # A 1x1 convolution of four levels with norm, for each of four levels; four gates with bias.
+    # A 1x1 convolution of four levels with norm, for each of four levels; a gate with bias on each
+    # level as it comes.
     concat, gff = (row['M parameters'] * 1e6 for row in rows)
-    assert concat - gff == pytest.approx(4 * (32 * 8 + 16) - 4 * (8 + 1))
+    assert concat - gff == pytest.approx(4 * (32 * 8 + 16) - (4 + 8 + 16 + 32 + 4))
 
 
 def test_the_variants_are_what_they_are_called(tool, small):
