@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,23 +16,17 @@ from torch import Tensor, nn
 
 from ...fusions import kept_state
 from ..layers.class_aware_conv import ClassAwareConv
+from ..layers.last_convolution import (
+    REPLACEABLE,
+    LastConvolutionTracer,
+    block_of,
+    takes_one_tensor,
+)
 
 #: Side of the image, in pixels, on which the convolution before the classifier is looked for. Where
 #: a model refuses it, the size of its own data preprocessor is next, and then the second: LRASPP
 #: pools over 49 x 49 cells, BEiT takes the one size that it was built for.
 TRACED_SIZE, LARGE_SIZE = 64, 512
-
-# Nodes of the autograd graph that leave every channel and cell what it is, or nearly so.
-_PASSED = frozenset(
-    (
-        'Add', 'Alias', 'Clone', 'Contiguous', 'CudnnBatchNorm', 'Div', 'Elu', 'Expand',
-        'FeatureDropout', 'Gelu', 'Hardswish', 'Hardtanh', 'LeakyRelu', 'MiopenBatchNorm', 'Mish',
-        'NativeBatchNorm', 'NativeDropout', 'NativeGroupNorm', 'NativeLayerNorm', 'Permute',
-        'PreluKernel', 'Relu', 'Relu6', 'Silu', 'Sub', 'ToCopy', 'Transpose', 'UnsafeView',
-        'UpsampleBicubic2D', 'UpsampleBilinear2D', 'UpsampleNearest2D', 'View', 'Unsqueeze',
-        'Squeeze', 'Slice', 'AsStrided', 'CopySlices', 'Repeat',
-    )
-)  # fmt: skip
 
 
 @MODELS.register_module()
@@ -121,12 +115,17 @@ class CAREncoderDecoder(EncoderDecoder):
         layer, pool, loss = (options.pop(key) for key in ('layer', 'pool', 'loss'))
         if not options['linear'] and loss is not None:
             raise ValueError('car.linear=False leaves nothing to regularize: set car.loss=None')
+        head = self._last_head()
+        if not hasattr(head, 'ignore_index'):
+            raise ValueError(
+                f'{type(head).__name__} has no ignore_index, so it predicts no classes that CAR '
+                "could tell apart: set model.type='EncoderDecoder' and leave out model.car"
+            )
         self.car_layers = self._replace(layer, options)
         self.car_loss = None
         if loss is not None and not options['merged']:
             loss = copy.deepcopy(dict(loss))
             loss.setdefault('type', 'ClassAwareRegularization')
-            head = self._last_head()
             loss.setdefault('num_classes', head.num_classes)
             loss.setdefault('ignore_index', head.ignore_index)
             loss.setdefault('pool', pool)
@@ -163,30 +162,42 @@ class CAREncoderDecoder(EncoderDecoder):
         """The model's modules by name, its head's name, and those of the head's convolutions."""
         modules, head = dict(self.named_modules()), self._last_head()
         prefix = next(n for n, m in modules.items() if m is head)
-        classifier = getattr(head, 'conv_seg', None)
+        classifiers = self._classifiers()
         convs = [
             n
             for n, m in modules.items()
-            if n.startswith(f'{prefix}.') and isinstance(m, nn.Conv2d) and m is not classifier
+            if n.startswith(f'{prefix}.')
+            and isinstance(m, nn.Conv2d)
+            and id(m) not in classifiers
+            and set(m.stride) == {1}
+            and takes_one_tensor(m)
         ]
         return modules, prefix, convs
+
+    def _classifiers(self) -> set[int]:
+        """The identities of the classifiers: of the heads, and of those that are inside them."""
+        found = (getattr(m, 'conv_seg', None) for m in self.decode_head.modules())
+        return {id(m) for m in found if m is not None}
 
     def _qualified(self, name: str) -> str:
         """The name in the model of the convolution that a user names."""
         modules, head, candidates = self._candidates()
         for full in (name, f'{head}.{name}'):
-            # Every convolution of the decode heads but the classifier; no other is in the pass of
+            # Every convolution of the decode heads but the classifiers; no other is in the pass of
             # the decode head, from which the features are taken.
             found = modules.get(full)
-            if full.startswith('decode_head.') and isinstance(found, _REPLACEABLE):
-                full = _unit(modules, full)
-                if found is not getattr(self._last_head(), 'conv_seg', None):
-                    return full
+            if full.startswith('decode_head.') and isinstance(found, REPLACEABLE):
+                convs = [m for m in found.modules() if isinstance(m, nn.Conv2d)]
+                if id(found) not in self._classifiers() and all(map(takes_one_tensor, convs)):
+                    return block_of(modules, full)
         close = difflib.get_close_matches(f'{head}.{name}', candidates, n=3, cutoff=0.6)
         found = modules.get(name, modules.get(f'{head}.{name}'))
+        what = 'no module of this model' if found is None else type(found).__name__
+        if isinstance(found, nn.Conv2d) and not takes_one_tensor(found):
+            what += ', which takes more than a feature'
         raise ValueError(
             f"car.layer must name a convolution of the decode head, not its classifier; '{name}' "
-            f'is {"no module of this model" if found is None else type(found).__name__}. '
+            f'is {what}. '
             f'{"Close to it: " if close else "Convolutions of the head: "}'
             f'{", ".join(close or candidates)}'
         )
@@ -196,83 +207,60 @@ class CAREncoderDecoder(EncoderDecoder):
         head = self._last_head()
         modules, _, candidates = self._candidates()
         classifier = getattr(head, 'conv_seg', None)
-        nodes: dict[Any, str] = {}
-        entered: list[Any] = []
-
-        def remember(name: str):
-            def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-                nodes[output.grad_fn] = name
-
-            return hook
-
-        def enter(module: nn.Module, inputs: tuple) -> None:
-            entered.append(inputs[0].grad_fn)
-
-        handles = [modules[n].register_forward_hook(remember(n)) for n in candidates]
-        if classifier is not None:
-            handles.append(classifier.register_forward_pre_hook(enter))
-        frozen = [p for p in head.parameters() if not p.requires_grad]
+        convolutions = {name: modules[name] for name in candidates}
         try:
             # In eval mode nothing is random, no statistic moves, and batch norm takes a 1x1 map.
-            with kept_state(self), torch.inference_mode(False):
+            with kept_state(self), torch.no_grad():
                 self.eval()
-                for p in frozen:
-                    p.requires_grad_(True)
-                self._run_on_zeros()
+                tracer = self._trace(lambda: LastConvolutionTracer(head, classifier, convolutions))
         except Exception as error:
+            if classifier is None:
+                raise _no_classifier(head, candidates) from error
             raise ValueError(
                 f"car.layer='auto' runs the model once, on an image of {TRACED_SIZE} or "
                 f'{LARGE_SIZE} pixels a side or as data_preprocessor.size says, to find the '
                 'convolution before the classifier, and that failed with '
                 f'{type(error).__name__}: {error}\n{_name_one(candidates)}'
             ) from error
-        finally:
-            for handle in handles:
-                handle.remove()
-            for p in frozen:
-                p.requires_grad_(False)
-        if not entered:
-            raise ValueError(
-                f"car.layer='auto' needs a head that calls its classifier conv_seg; "
-                f'{type(head).__name__} does not. {_name_one(candidates)}'
-            )
-        found, blocked = _walk(entered[-1], nodes)
-        if blocked or not found:
+        usable = [name for name in candidates if name in tracer.ran]
+        if not tracer.reached:
+            raise _no_classifier(head, usable)
+        if tracer.blocked or not tracer.found:
             raise ValueError(
                 f"car.layer='auto': between the classifier of {type(head).__name__} and the "
                 'convolutions before it there is more than norm, activation, resizing and sums: '
-                f'{", ".join(sorted(blocked)) or "nothing that could be followed"}. '
-                f'{_name_one(candidates)}'
+                f'{", ".join(sorted(tracer.blocked))}. {_name_one(usable)}'
             )
-        return list(dict.fromkeys(_unit(modules, n) for n in candidates if n in found))
+        found = [name for name in usable if name in tracer.found]
+        return list(dict.fromkeys(block_of(modules, name) for name in found))
 
-    def _run_on_zeros(self) -> None:
+    def _trace(self, make: Callable[[], LastConvolutionTracer]) -> LastConvolutionTracer:
+        """The tracer of a forward pass on zeros, of the first size that the model takes."""
         own = getattr(self.data_preprocessor, 'size', None)
         sizes = [(TRACED_SIZE, TRACED_SIZE), (LARGE_SIZE, LARGE_SIZE)]
         if own is not None and len(own) == 2:
             sizes.insert(1, tuple(own))
         for size in sizes:
             try:
-                self._run_heads(size)
-                return
+                with make() as tracer:
+                    self._run_heads(size, tracer)
+                return tracer
             except Exception:
                 if size == sizes[-1]:
                     raise
 
-    def _run_heads(self, size: tuple[int, int]) -> None:
-        """A forward pass that builds the autograd graph of the decode head and of nothing else."""
+    def _run_heads(self, size: tuple[int, int], tracer: LastConvolutionTracer) -> None:
         parameter = next(self.parameters())
         mean = getattr(self.data_preprocessor, 'mean', None)
         convs = (m.in_channels for m in self.backbone.modules() if isinstance(m, nn.Conv2d))
         channels = next(convs, 3) if mean is None else mean.numel()
         image = torch.zeros((1, channels, *size), device=parameter.device, dtype=parameter.dtype)
-        with torch.no_grad():
-            features = self.extract_feat(image)
+        features = self.extract_feat(image)
         heads = self.decode_head
         previous: tuple = ()
-        with torch.enable_grad():
-            for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
-                previous = (head.forward(_leaves(features), *previous),)
+        for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
+            given = tracer.own_input((features, *previous))
+            previous = (head.forward(*given),)
 
     # --- training --------------------------------------------------------------------------------
 
@@ -294,6 +282,14 @@ class CAREncoderDecoder(EncoderDecoder):
                 layer.keep_features = False
                 layer.pop_features()
         for number, (features, criterion) in enumerate(zip(kept, self.car_loss)):
+            if features is None or len(features) != len(labels):
+                shape = None if features is None else tuple(features.shape)
+                raise ValueError(
+                    f"car.layer: '{self.car_layers[number]}' gave "
+                    f'{"nothing" if shape is None else f"a feature of shape {shape}"} in a '
+                    f'training step of {len(labels)} images; name a convolution that every image '
+                    'passes once'
+                )
             found = criterion(features, labels)
             if len(layers) > 1:
                 found = {f'{key}_{number}': value for key, value in found.items()}
@@ -309,57 +305,11 @@ class _CARCascadeEncoderDecoder(CAREncoderDecoder, CascadeEncoderDecoder):
         super().__init__(**kwargs)
 
 
-def _leaves(features: Any) -> Any:
-    """Detached tensors that require a gradient, in the same nested lists."""
-    if isinstance(features, Tensor):
-        return features.detach().requires_grad_(features.is_floating_point())
-    if isinstance(features, (list, tuple)):
-        return [_leaves(x) for x in features]
-    return features
-
-
-_ORDER = ('conv', 'norm', 'act')
-_REPLACEABLE = (nn.Conv2d, ConvModule, DepthwiseSeparableConvModule)
-
-
-def _unit(modules: dict[str, nn.Module], name: str) -> str:
-    """The name of the outermost conv-norm-activation block that has the convolution ``name``.
-
-    A block in another order keeps its norm and activation, and the convolution alone is replaced.
-    """
-    parts = name.split('.')
-    for end in range(1, len(parts) + 1):
-        candidate = '.'.join(parts[:end])
-        block = modules[candidate]
-        if isinstance(block, _REPLACEABLE) and getattr(block, 'order', _ORDER) == _ORDER:
-            return candidate
-    return f'{name}.conv' if isinstance(modules[name], ConvModule) else name
-
-
-def _walk(start: Any, nodes: dict[Any, str]) -> tuple[set[str], set[str]]:
-    """Names of the convolutions that a node of the graph comes from, and of what is in the way."""
-    found: set[str] = set()
-    blocked: set[str] = set() if start is not None else {"the head's own input"}
-    seen: set[Any] = set()
-    stack = [start]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node in nodes:
-            found.add(nodes[node])
-            continue
-        kind = type(node).__name__.split('Backward')[0]
-        if kind == 'AccumulateGrad':
-            # A parameter of a norm, or a feature that no convolution of the head has seen.
-            if node.variable.dim() > 1:
-                blocked.add("the head's own input")
-        elif kind in _PASSED:
-            stack += [parent for parent, _ in node.next_functions]
-        else:
-            blocked.add(kind)
-    return found, blocked
+def _no_classifier(head: nn.Module, candidates: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"car.layer='auto' needs a head that calls its classifier conv_seg; {type(head).__name__} "
+        f'does not. {_name_one(candidates)}'
+    )
 
 
 def _name_one(candidates: Sequence[str]) -> str:
@@ -371,6 +321,11 @@ def _name_one(candidates: Sequence[str]) -> str:
 def _class_aware(name: str, old: nn.Module, options: dict) -> ClassAwareConv:
     """What takes the place of ``old``, with its channels, norm and activation."""
     convs = [m for m in old.modules() if isinstance(m, nn.Conv2d)]
+    if any(conv._forward_hooks or conv._forward_pre_hooks or [*conv.children()] for conv in convs):
+        raise ValueError(
+            f"car.layer: '{name}' has hooks or modules of its own (spectral norm, a norm in front "
+            'of it such as that of BatchNormAfterUpsampling), which CAR would take away with it'
+        )
     if any(set(conv.stride) != {1} for conv in convs):
         raise ValueError(
             f"car.layer: '{name}' has a stride of {tuple(convs[0].stride)}; CAR replaces "

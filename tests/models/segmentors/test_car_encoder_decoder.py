@@ -240,7 +240,7 @@ def test_several_layers_by_name() -> None:
         (dict(linear=False), FCN, 'nothing to regularize: set car.loss=None'),
         (dict(merged=True, kernel_size=3), FCN, 'car.kernel_size is 3'),
         ({}, head('FCNHead', num_convs=0, concat_input=False, channels=64), "the head's own input"),
-        ({}, head('EncHead', num_codes=4, use_se_loss=False, **ALL), 'Mul.*bottleneck.conv'),
+        ({}, head('EncHead', num_codes=4, use_se_loss=False, **ALL), 'mul.*bottleneck.conv'),
         ({}, head('SegmenterMaskTransformerHead', in_channels=64, num_layers=1, num_heads=2,
                   embed_dims=64, norm_cfg=dict(type='LN')), 'calls its classifier conv_seg'),
     ],
