@@ -142,6 +142,7 @@ HEADS: dict[str, dict] = {
     'GFFHead': dict(context=dict(type='PSPHead', pool_scales=(1, 2)), **ALL),
     'HFGDHead': dict(**ALL),
     'KSACHead': dict(dilations=(1, 2), **ONE),
+    'LinearASPPHead': dict(dilations=(1, 2), **ONE),
     'SAHead': dict(qk_channels=8, **ONE),
     'SemanticFPNHead': dict(**ALL),
     'SequentialDualAttentionHead': dict(pam_channels=8, **ONE),
