@@ -1,16 +1,23 @@
-"""What the command line tools share: MMSegmentation's own tools, kind words, whole files."""
+"""What the command line tools share: MMSegmentation's own tools, configs, words, whole files."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import difflib
+import functools
 import importlib.util
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import BinaryIO
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 CONFIGS = Path(__file__).parent / '.mim' / 'configs'
 
@@ -95,6 +102,64 @@ def check_checkpoint(path: str) -> None:
     raise SystemExit('\n'.join(lines))
 
 
+def read_config(
+    path: str,
+    options: Mapping[str, Any] | None = None,
+    needs: Sequence[str] = ('model',),
+) -> Config:
+    """A config with what ``--cfg-options`` changes in it.
+
+    Args:
+        path: of the file.
+        options: what ``--cfg-options`` gave.
+        needs: keys that the tool cannot do without, ``a.b`` for one of a dict.
+
+    Raises:
+        SystemExit: there is no such file, it is no config, an option does not fit, or it lacks a
+            key; the message says which.
+    """
+    from mmengine.config import Config
+
+    check_config(path)
+    try:
+        cfg = Config.fromfile(path)
+    # A config is a program: it may end in any kind of error.
+    except Exception as error:
+        raise SystemExit(
+            f'config {path!r} cannot be read: {type(error).__name__}: {error}. Give a config in '
+            'Python, as those of this package in configs/'
+        ) from error
+    try:
+        cfg.merge_from_dict(dict(options or {}))
+    except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise SystemExit(
+            f'--cfg-options does not fit {path!r}: {type(error).__name__}: {error}'
+        ) from error
+    for need in needs:
+        value: Any = cfg
+        for key in need.split('.'):
+            value = value.get(key) if hasattr(value, 'get') else None
+        if value is None:
+            raise SystemExit(
+                f'{path} has no {need}: give a whole config, not a base of one, or set '
+                f'it with --cfg-options {need}...'
+            )
+    return cfg
+
+
+def exits_on_input_error(main: Callable) -> Callable:
+    """Decorates the main function of a tool: an :class:`InputError` ends it with its message."""
+
+    @functools.wraps(main)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return main(*args, **kwargs)
+        except InputError as error:
+            raise SystemExit(str(error)) from error
+
+    return run
+
+
 def add_models(parser: argparse.ArgumentParser, models: str, layer: str) -> None:
     """Adds what every tool takes that looks into several models: pairs, names and layers.
 
@@ -147,11 +212,74 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
-def run_installed_tool(name: str) -> None:
-    """Runs MMSegmentation's ``tools/<name>.py`` on the command line of this process."""
+def _with_our_options(tool: str) -> type[argparse.ArgumentParser]:
+    """The parser of MMSegmentation's ``tool`` with what this package adds to its options."""
+
+    class Parser(argparse.ArgumentParser):
+        def add_argument(self, *names: str, **kwargs: Any) -> argparse.Action:
+            if tool == 'train' and '--resume' in names:
+                kwargs = dict(
+                    nargs='?',
+                    const=True,
+                    default=False,
+                    metavar='CHECKPOINT',
+                    help='continue from the last intact checkpoint in the work dir, or from this '
+                    'one; without any it is a fresh start (from load_from, where that is set)',
+                )
+            return super().add_argument(*names, **kwargs)
+
+        def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+            if tool == 'test':
+                self.add_argument(
+                    '--allow-missing',
+                    action='store_true',
+                    help='test although the checkpoint lacks weights of the model, which are '
+                    'random then',
+                )
+            words = list(sys.argv[1:] if args is None else args)
+            # --resume CONFIG: the config is no checkpoint.
+            for index, word in enumerate(words[:-1]):
+                if word == '--resume' and words[index + 1].endswith('.py'):
+                    words[index : index + 2] = [words[index + 1], word]
+            return super().parse_args(words, namespace)
+
+    return Parser
+
+
+def run_installed_tool(name: str, runner: type | None = None) -> None:
+    """Runs MMSegmentation's ``tools/<name>.py`` on the command line of this process.
+
+    Args:
+        name: of the tool.
+        runner: takes the place of mmengine's Runner.
+
+    Raises:
+        SystemExit: what was given does not fit; the message says what.
+    """
     tool = installed_tool(name)
+    tool.argparse = SimpleNamespace(ArgumentParser=_with_our_options(name))
     args = tool.parse_args()
-    check_config(args.config)
+    needs = ['model', f'{name}_dataloader.dataset', f'{name}_cfg']
+    cfg = read_config(args.config, args.cfg_options, needs + ['optim_wrapper'] * (name == 'train'))
+    if name == 'train':
+        _check_train_cfg(cfg, args.config)
     if hasattr(args, 'checkpoint'):
         check_checkpoint(args.checkpoint)
-    tool.main()
+    if runner is not None:
+        asked = dict(
+            testing=hasattr(args, 'checkpoint'),
+            allow_missing=getattr(args, 'allow_missing', False),
+        )
+        tool.Runner = type(runner.__name__, (runner,), asked)
+    exits_on_input_error(tool.main)()
+
+
+def _check_train_cfg(cfg: Config, path: str) -> None:
+    """Stops the program where a training would do nothing."""
+    for key in ('max_iters', 'max_epochs'):
+        count = cfg.train_cfg.get(key)
+        if count is not None and not (isinstance(count, int) and count > 0):
+            raise SystemExit(
+                f'{path}: train_cfg.{key} must be a number of at least 1, got {count!r}: nothing '
+                f'would be trained. Set it with --cfg-options train_cfg.{key}=...'
+            )

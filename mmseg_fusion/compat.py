@@ -14,17 +14,25 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
+import pickle
 import pkgutil
+import re
 import sys
+import tarfile
 import time
 import types
 import warnings
-from collections.abc import Iterable
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Literal
+from typing import Any, Literal
+
+from .errors import CheckpointError
 
 Family = Literal['openmmlab', 'onedl']
 
@@ -371,24 +379,17 @@ def torchvision_build_mismatch() -> Quirk | None:
 # --- resuming ------------------------------------------------------------------------------------
 
 
-def resume_weights_only() -> Quirk | None:
-    """Names the types in a training checkpoint of mmengine as safe to load.
+def _of_training() -> list[Any]:
+    """The types in a training checkpoint of mmengine beside tensors, as torch's safe globals.
 
-    torch >= 2.6 loads with ``weights_only=True``, which stays on; mmengine's message hub holds
-    ``HistoryBuffer`` objects with numpy arrays, so that ``--resume`` failed. The buffers name
-    their own methods through ``getattr``, which stays forbidden for everything else.
+    mmengine's message hub holds ``HistoryBuffer`` objects with numpy arrays. The buffers name their
+    own methods through ``getattr``, which stays forbidden for everything else.
     """
     import numpy
-    import torch
     from mmengine.logging import HistoryBuffer
-    from mmengine.runner import checkpoint
-    from packaging.version import Version
 
-    if Version(torch.__version__).release < (2, 6):
-        return None
-    if hasattr(checkpoint, 'get_torch_safe_globals'):
-        return None
-    core = numpy._core if hasattr(numpy, '_core') else numpy.core
+    # numpy 1.26 has a numpy._core too, an empty one.
+    core = numpy._core if int(numpy.__version__.partition('.')[0]) > 1 else numpy.core
     reconstruct, scalar = core.multiarray._reconstruct, core.multiarray.scalar
     # Files written with the other major version of numpy name the same functions differently.
     functions = [
@@ -396,25 +397,335 @@ def resume_weights_only() -> Quirk | None:
         for function in (reconstruct, scalar)
         for module in ('numpy.core', 'numpy._core')
     ]
+    HistoryBuffer()  # fills the table of its statistics
+    statistics = tuple(HistoryBuffer._statistics_methods)
 
     def statistics_method(owner: type, name: str):
-        if owner is not HistoryBuffer or name not in HistoryBuffer._statistics_methods:
+        if owner is not HistoryBuffer or name not in statistics:
             raise UnpicklingError(
                 f'a checkpoint may name the statistics of HistoryBuffer '
-                f'({", ".join(HistoryBuffer._statistics_methods)}), not {name!r} of {owner!r}'
+                f'({", ".join(statistics)}), not {name!r} of {owner!r}'
             )
         return getattr(owner, name)
 
-    HistoryBuffer()  # fills the table of its statistics
     functions.append((statistics_method, 'builtins.getattr'))
     dtypes = {type(numpy.dtype(code)) for code in 'efdbhilqBHILQ?'}
-    torch.serialization.add_safe_globals(
-        [HistoryBuffer, numpy.ndarray, numpy.dtype, *functions, *dtypes]
-    )
+    return [HistoryBuffer, numpy.ndarray, numpy.dtype, *functions, *dtypes]
+
+
+def resume_weights_only() -> Quirk | None:
+    """Names the types in a training checkpoint of mmengine as safe to load.
+
+    torch >= 2.6 loads with ``weights_only=True``, which stays on; mmengine's message hub holds
+    other objects, so that ``--resume`` failed.
+    """
+    import torch
+    from mmengine.runner import checkpoint
+
+    if _before_torch_2_6() or hasattr(checkpoint, 'get_torch_safe_globals'):
+        return None
+    torch.serialization.add_safe_globals(_of_training())
     return Quirk(
         'resume_weights_only',
         'HistoryBuffer and the numpy types in a checkpoint are safe globals of torch.load',
         'onedl-mmengine 0.10.12, which declares them itself',
+    )
+
+
+# --- checkpoints from anywhere -------------------------------------------------------------------
+
+#: Whether this thread is inside of mmengine's CheckpointLoader.
+_LOADING: ContextVar[bool] = ContextVar('_LOADING', default=False)
+
+
+def _before_torch_2_6() -> bool:
+    import torch
+    from packaging.version import Version
+
+    return Version(torch.__version__).release < (2, 6)
+
+
+def checkpoints_weights_only() -> Quirk | None:
+    """No checkpoint runs code, wherever it comes from.
+
+    mmengine's CheckpointLoader has a loader per scheme. That for http(s), which most others call,
+    asks torch.hub, which loads with ``weights_only=False``; below torch 2.6 that is the default of
+    ``torch.load`` too; and onedl-mmengine falls back to it where a file asks for it. While the
+    CheckpointLoader is at work, ``torch.load`` reads tensors and plain values only, whatever the
+    loader asks for, and so for schemes that are registered later. Elsewhere it is as it was.
+
+    A loader that does not read through ``torch.load`` (its own ``pickle.load``, say) is not held by
+    this: one that is registered must call ``torch.load``.
+
+    Below torch 2.6 torch's own restricted reader does not know the objects in a training
+    checkpoint, and hands archives of the TorchScript and tar formats to readers that are not
+    restricted; here :class:`_TensorsOnly` reads, and those archives are refused.
+    """
+    import torch
+    from mmengine.runner import CheckpointLoader, checkpoint
+
+    if hasattr(checkpoint, 'get_torch_safe_globals') and not _before_torch_2_6():
+        # onedl's own list, which comes and goes with each load, lets a file call getattr.
+        torch.serialization.add_safe_globals([slice, *_of_training()])
+        checkpoint.get_torch_safe_globals = list
+    torch.load = _tensors_only_while_loading(torch.load)
+    CheckpointLoader.load_checkpoint = classmethod(
+        _loads_tensors_only(CheckpointLoader.load_checkpoint.__func__)
+    )
+    return Quirk(
+        'checkpoints_weights_only',
+        'mmengine loads checkpoints of every scheme with weights_only=True'
+        + (', by a reader of this package: torch is older than 2.6' if _before_torch_2_6() else ''),
+        'mmengine whose loaders of every scheme ask for weights_only, and torch 2.6',
+    )
+
+
+def _tensors_only_while_loading(original: Callable) -> Callable:
+    old = _before_torch_2_6()
+
+    @functools.wraps(original)
+    def load(f, map_location=None, pickle_module=None, **kwargs):
+        if not _LOADING.get():
+            return original(f, map_location, pickle_module, **kwargs)
+        if not old:
+            return original(f, map_location, pickle_module, **{**kwargs, 'weights_only': True})
+        if pickle_module is not None:
+            raise UnpicklingError(f'read by another unpickler, {pickle_module.__name__}')
+        _refuse_archives(f)
+        kwargs.pop('weights_only', None)
+        return original(f, map_location, _tensors_only(), **kwargs)
+
+    return load
+
+
+def _loads_tensors_only(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def load_checkpoint(cls, filename, map_location=None, logger='current'):
+        import torch
+
+        token = _LOADING.set(True)
+        try:
+            return original(cls, filename, map_location, logger)
+        # A file that is not there, a server that does not answer, a package of the scheme that is
+        # not installed, no memory: these say what they are.
+        except (OSError, ImportError, MemoryError, torch.cuda.OutOfMemoryError, CheckpointError):
+            raise
+        # Bytes that are no checkpoint end in any kind of error.
+        except Exception as error:
+            raise CheckpointError(_why_not_loaded(str(filename), error)) from error
+        finally:
+            _LOADING.reset(token)
+
+    return load_checkpoint
+
+
+def _why_not_loaded(name: str, error: Exception) -> str:
+    """What is wrong with the checkpoint ``name``, whose reading ended in ``error``."""
+    import torch
+
+    foreign = re.search(r'GLOBAL (\S+)', str(error))
+    if foreign or (isinstance(error, UnpicklingError) and 'HistoryBuffer' in str(error)):
+        what = foreign[1].rstrip('.') if foreign else 'getattr'
+        return (
+            f'checkpoint {name!r} was not loaded: it holds more than tensors and plain values '
+            f'({what}), and reading that runs code of whoever made the file. Get a file of weights '
+            'alone. If you trust its maker and need the object, let a module in custom_imports '
+            'call torch.serialization.add_safe_globals([...]) with it (torch 2.4 or newer).'
+        )
+    scheme = re.match(r'(\w[\w-]*)://', name)
+    if isinstance(error, KeyError) and scheme and scheme[1] not in ('http', 'https', 'file'):
+        return f'checkpoint {name!r}: {scheme[0]} knows no model {error}'
+    remedy = 'Give a file that tools/train.py or torch.save wrote, or fetch it again'
+    # torch's own advice on weights_only=False is none here.
+    what = '' if 'load failed' in str(error) else str(error).split('. ')[0].splitlines()
+    what = what[0][:200] if what else ''
+    if scheme is None:
+        what = _looks_like(Path(name).expanduser()) or what
+    elif scheme[1] in ('http', 'https'):
+        remedy += f'; the download is kept in {torch.hub.get_dir()}/checkpoints: delete it there'
+        kept = Path(torch.hub.get_dir(), 'checkpoints', Path(name.partition('?')[0]).name)
+        what = _looks_like(kept) or what
+    return (
+        f'checkpoint {name!r} cannot be read as a checkpoint: expected tensors and plain '
+        f'values as torch.save writes them, but {what or "the file is something else"} '
+        f'({type(error).__name__}). {remedy}.'
+    )
+
+
+def _looks_like(path: Path) -> str | None:
+    """What a file that is no checkpoint seems to be; None where nothing is known."""
+    if not path.is_file():
+        return None
+    with path.open('rb') as file:
+        start = file.read(512)
+    if not start:
+        return 'the file is empty'
+    if start.startswith(b'version https://git-lfs'):
+        return 'it is a pointer of Git LFS (git lfs pull brings the file itself)'
+    if start.lstrip()[:14].lower().startswith((b'<!doctype html', b'<html')):
+        return 'it is a web page'
+    if start.startswith(b'PK') and not zipfile.is_zipfile(path):
+        return f'it is truncated: {path.stat().st_size:,} bytes that begin like a checkpoint'
+    if all(byte in b'\t\n\r\f' or byte >= 32 for byte in start) and b'\x7f' not in start:
+        try:
+            start.decode()
+        except UnicodeDecodeError:
+            return None
+        return 'it is a text file'
+    return None
+
+
+def _refuse_archives(file: Any) -> None:
+    """Stops at the formats that torch before 2.6 reads without any restriction."""
+    where = file.tell() if hasattr(file, 'tell') else None
+    kind = None
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if any(Path(name).name == 'constants.pkl' for name in archive.namelist()):
+                kind = 'TorchScript'
+    elif where is None and Path(file).is_file() and tarfile.is_tarfile(file):
+        kind = 'tar'
+    if where is not None:
+        file.seek(where)
+        if kind is None and not zipfile.is_zipfile(file):
+            file.seek(where)
+            try:
+                tarfile.open(fileobj=file, mode='r:').close()
+                kind = 'tar'
+            except tarfile.TarError:
+                pass
+        file.seek(where)
+    if kind:
+        raise UnpicklingError(f'an archive of the {kind} format')
+
+
+@functools.cache
+def _tensors_only() -> types.ModuleType:
+    """A stand-in for :mod:`pickle` that builds tensors, plain values and what training leaves."""
+    import numpy
+    import torch
+    from mmengine.logging import HistoryBuffer
+    from torch._weights_only_unpickler import _get_allowed_globals
+
+    allowed = dict(_get_allowed_globals())
+    own = _of_training()
+    if hasattr(torch.serialization, 'get_safe_globals'):
+        own += torch.serialization.get_safe_globals()
+    for entry in own:
+        value, name = entry if isinstance(entry, tuple) else (entry, None)
+        allowed[name or f'{value.__module__}.{value.__qualname__}'] = value
+    allowed['_codecs.encode'] = _encode_latin1
+    # Of whose instances a file may set the state; of a class or a function it may not.
+    with_state = (OrderedDict, HistoryBuffer, numpy.ndarray, numpy.dtype, torch.Tensor)
+
+    class Unpickler(pickle._Unpickler):
+        dispatch = dict(pickle._Unpickler.dispatch)
+
+        def find_class(self, module: str, name: str) -> Any:
+            module = {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}.get(module, module)
+            try:
+                return allowed[f'{module}.{name}']
+            except KeyError:
+                raise UnpicklingError(f'GLOBAL {module}.{name} was not an allowed global') from None
+
+        def load_build(self) -> None:
+            if not isinstance(self.stack[-2], with_state):
+                raise UnpicklingError(f'sets the state of GLOBAL {type(self.stack[-2]).__name__}')
+            super().load_build()
+
+        dispatch[pickle.BUILD[0]] = load_build
+
+    module = types.ModuleType('tensors_only')
+    module.Unpickler = Unpickler
+    module.load = lambda file, **kwargs: Unpickler(file, **kwargs).load()
+    return module
+
+
+def _encode_latin1(text: str, encoding: str) -> bytes:
+    """How the second pickle protocol writes bytes."""
+    if encoding != 'latin1':
+        raise UnpicklingError(f'bytes in the encoding {encoding!r}')
+    return text.encode('latin1')
+
+
+# --- checkpoints that a kill leaves ------------------------------------------------------------
+
+
+def checkpoints_whole() -> Quirk | None:
+    """A checkpoint is at its name once it is complete, and never in part.
+
+    mmengine writes in place: a process that is killed, or a full disk, left a truncated
+    ``iter_*.pth`` or ``best_*.pth`` under its final name, over the one that was there. Here local
+    files are written beside and renamed. Other storage is mmengine's own, as it was.
+    """
+    from mmengine.fileio import LocalBackend, get_file_backend
+    from mmengine.runner import checkpoint
+
+    original = checkpoint.save_checkpoint
+
+    @functools.wraps(original)
+    def save_checkpoint(content, filename, file_client_args=None, backend_args=None):
+        name = os.fspath(filename)
+        local = not (file_client_args or '://' in name) and isinstance(
+            get_file_backend(name, backend_args=backend_args), LocalBackend
+        )
+        if not local:
+            return original(content, name, file_client_args, backend_args)
+        folder, base = os.path.split(name)
+        # Of one name, so that the next save replaces what a kill left; no suffix of a checkpoint.
+        beside = os.path.join(folder, f'.{base}.unfinished')
+        try:
+            original(content, beside, None, backend_args)
+            with open(beside, 'rb+') as file:
+                os.fsync(file.fileno())
+            os.replace(beside, name)
+        finally:
+            Path(beside).unlink(missing_ok=True)
+
+    for module in list(sys.modules.values()):
+        if getattr(module, '__name__', '').startswith('mmengine.') and (
+            vars(module).get('save_checkpoint') is original
+        ):
+            module.save_checkpoint = save_checkpoint
+    return Quirk(
+        'checkpoints_whole',
+        'checkpoints are written beside their name and renamed',
+        'mmengine whose LocalBackend writes so',
+    )
+
+
+# --- values with blanks on the command line ------------------------------------------------------
+
+
+def blanks_in_options() -> Quirk | None:
+    """``--cfg-options`` keeps the blanks inside a value.
+
+    mmengine drops them all, so that the folder ``my data`` became ``mydata``. Those around an
+    element of a list are still dropped.
+    """
+    from mmengine.config import DictAction
+
+    original = DictAction._parse_iterable
+    if original('a b') == 'a b':
+        return None
+    # mmengine parses the elements of a list through the same name.
+    blank = '\0'
+
+    def restored(value: Any) -> Any:
+        if isinstance(value, str):
+            return value.replace(blank, ' ')
+        return type(value)(map(restored, value)) if isinstance(value, (list, tuple)) else value
+
+    @functools.wraps(original)
+    def parse_iterable(val: str) -> Any:
+        val = val.replace(blank, ' ').strip().strip('\'"')
+        return restored(original(val.replace(' ', blank)))
+
+    DictAction._parse_iterable = staticmethod(parse_iterable)
+    return Quirk(
+        'blanks_in_options',
+        '--cfg-options keeps the blanks inside a value, which mmengine drops',
+        'mmengine whose DictAction keeps them',
     )
 
 
@@ -744,6 +1055,9 @@ QUIRKS = (
     mmcv_without_ops,
     find_loader_removed,
     resume_weights_only,
+    checkpoints_weights_only,
+    checkpoints_whole,
+    blanks_in_options,
     external_configs,
     distributed_without_cuda,
     amp_without_cuda,

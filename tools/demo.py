@@ -24,7 +24,7 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_config  # noqa: E402  isort: skip
+from mmseg_fusion.cli import read_config  # noqa: E402  isort: skip
 
 import matplotlib  # noqa: E402
 
@@ -204,8 +204,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     start = time.perf_counter()
-    check_config(args.config)
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config, needs=['model', 'train_cfg', 'train_dataloader.dataset'])
     shorten(cfg, args.iters)
     cfg.work_dir = str(args.work_dir)
     cfg.setdefault('randomness', dict(seed=0))

@@ -26,7 +26,7 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_checkpoint, check_config, whole_file  # noqa: E402  isort: skip
+from mmseg_fusion.cli import check_checkpoint, read_config, whole_file  # noqa: E402  isort: skip
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -500,12 +500,9 @@ def print_table(rows: list[dict], threshold: float) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    check_config(args.config)
+    cfg = read_config(args.config, args.cfg_options, ['model.decode_head'])
     check_checkpoint(args.checkpoint)
     MMLogger.get_instance('pseudo_labels', log_level='WARNING')
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
     run = Run()
     try:
         labels = find_images(args.images, args.out)

@@ -16,6 +16,7 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 from mmseg_fusion.cli import run_installed_tool  # noqa: E402
+from mmseg_fusion.engine.runner import CheckedRunner  # noqa: E402
 
 if __name__ == '__main__':
-    run_installed_tool('train')
+    run_installed_tool('train', CheckedRunner)

@@ -21,21 +21,18 @@ from mmcv.transforms import Compose, LoadAnnotations
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
-from mmengine.runner import CheckpointLoader
 from mmseg.registry import DATASETS, MODELS, TRANSFORMS
 from torch import Tensor, nn
 
-from ..cli import check_checkpoint, check_config
+from ..checkpoints import fit, read_checkpoint
+from ..cli import check_checkpoint, check_config, read_config
+from ..errors import InputError
 
 Side = Literal['input', 'output']
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 #: Pixels of a label that belong to no class and to no image.
 IGNORE = 255
-
-
-class InputError(ValueError):
-    """What the user gave does not fit; the message says what was expected and what to change."""
 
 
 # ------------------------------------------------------------------------------------- the model
@@ -53,8 +50,9 @@ def load_segmentor(cfg: Config, checkpoint: str | None, device: str = 'cpu') -> 
         device: where the model runs.
 
     Raises:
-        InputError: the checkpoint lacks weights that the model has at test time, or has them in
-            another shape; or, without one, the pretrained weights of the config cannot be read.
+        InputError: the checkpoint cannot be read, lacks weights that the model has at test time,
+            or has them in another shape or not finite; or, without one, the pretrained weights of
+            the config cannot be read.
     """
     init_default_scope(cfg.get('default_scope') or 'mmseg')
     settings = cfg.model.copy()
@@ -71,24 +69,7 @@ def load_segmentor(cfg: Config, checkpoint: str | None, device: str = 'cpu') -> 
                 '(model.backbone.init_cfg=None where that names them)'
             ) from error
     else:
-        loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-        state = loaded.get('state_dict', loaded)
-        state = {key[7:] if key.startswith('module.') else key: v for key, v in state.items()}
-        try:
-            missing = model.load_state_dict(state, strict=False).missing_keys
-        except RuntimeError as error:
-            raise InputError(
-                f'checkpoint {checkpoint!r} does not fit the model of the config: {error}'
-            ) from error
-        needed = {name for name, _ in model.named_parameters()}
-        missing = [k for k in missing if k in needed and not k.startswith('auxiliary_head.')]
-        if missing:
-            more = f' and {len(missing) - 3} more' if len(missing) > 3 else ''
-            raise InputError(
-                f'checkpoint {checkpoint!r} lacks weights of the model: '
-                f'{", ".join(missing[:3])}{more}; give the checkpoint that was trained with this '
-                'config, or the config beside the checkpoint'
-            )
+        fit(model, read_checkpoint(checkpoint), checkpoint)
     return revert_sync_batchnorm(model).to(device).eval()
 
 
@@ -643,9 +624,7 @@ def load_observed(args: argparse.Namespace, device: str = 'cpu') -> Observed:
         check_config(config)
         if checkpoint != 'none':
             check_checkpoint(checkpoint)
-    cfgs = [Config.fromfile(config) for config in configs]
-    for cfg in cfgs:
-        cfg.merge_from_dict(args.cfg_options or {})
+    cfgs = [read_config(config, args.cfg_options) for config in configs]
     names = args.names or model_names(configs, checkpoints)
     infos = [data_info(cfg, args.split) for cfg in cfgs]
     models = [

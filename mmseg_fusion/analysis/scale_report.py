@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmengine.runner import load_checkpoint
 from mmseg.registry import DATASETS, MODELS
 from torch import nn
 
+from ..checkpoints import fit, read_checkpoint
 from ..fusions import (
     Fusion,
     constants,
@@ -267,6 +267,7 @@ def model_and_batches(
 
     Raises:
         ValueError: fewer than two images are asked for.
+        CheckpointError: the checkpoint cannot be read or is that of another model.
     """
     from mmengine.dataset import pseudo_collate
     from mmengine.model import revert_sync_batchnorm
@@ -283,7 +284,7 @@ def model_and_batches(
     if checkpoint is None:
         model.init_weights()
     else:
-        load_checkpoint(model, checkpoint, map_location='cpu')
+        fit(model, read_checkpoint(checkpoint), str(checkpoint))
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     size = batch_size or max(2, cfg.train_dataloader.get('batch_size', 2))
     order = torch.randperm(len(dataset))[:num_images].tolist()

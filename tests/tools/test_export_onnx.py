@@ -312,7 +312,7 @@ def test_wrong_files(tool, tmp_path):
     with pytest.raises(SystemExit, match=r"checkpoint .*nothing\.pth' is not a file"):
         tool.main([str(config), str(tmp_path / 'nothing.pth'), *out])
     torch.save(dict(state_dict={'backbone.other': torch.zeros(1)}), tmp_path / 'w.pth')
-    with pytest.raises(SystemExit, match=r'w\.pth does not fit the config'):
+    with pytest.raises(SystemExit, match=r'w\.pth does not fit the model of the config'):
         tool.main([str(config), str(tmp_path / 'w.pth'), *out])
     (tmp_path / 'schedule.py').write_text('train_cfg = dict(max_iters=1)\n')
     with pytest.raises(SystemExit, match='has no model'):

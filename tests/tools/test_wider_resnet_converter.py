@@ -159,7 +159,7 @@ def inplace_abn(state: State) -> State:
             lambda state: {f'{p}.{k}': v for k, v in state.items() for p in ('model', 'ema')},
             ['found model.mod1.conv1.weight, ema.mod1.conv1.weight'],
         ),
-        (lambda state: {}, ['none in:']),
+        (lambda state: {}, ['holds no weights by name']),
     ],
 )
 def test_wrong_weights(

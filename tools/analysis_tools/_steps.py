@@ -13,7 +13,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from mmseg_fusion.analysis.counting import forget_pretrained
-from mmseg_fusion.cli import check_config
+from mmseg_fusion.cli import read_config
 
 
 def read_model(path: str, head_type: str) -> ConfigDict:
@@ -22,10 +22,9 @@ def read_model(path: str, head_type: str) -> ConfigDict:
     Raises:
         SystemExit: there is no such file, or its decode head is another one.
     """
-    check_config(path)
     # Advice for training.
     MMLogger.get_instance('benchmark', log_level='ERROR')
-    cfg = Config.fromfile(path)
+    cfg = read_config(path)
     init_default_scope(cfg.get('default_scope') or 'mmseg')
     head = (cfg.get('model') or {}).get('decode_head')
     if not isinstance(head, dict) or head.get('type') != head_type:

@@ -24,7 +24,7 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_checkpoint, check_config  # noqa: E402  isort: skip
+from mmseg_fusion.cli import check_checkpoint, read_config  # noqa: E402  isort: skip
 
 import mmcv  # noqa: E402
 import mmengine.fileio as fileio  # noqa: E402
@@ -33,7 +33,6 @@ import torch  # noqa: E402
 from mmengine.config import Config, DictAction  # noqa: E402
 from mmengine.dataset import Compose, pseudo_collate  # noqa: E402
 from mmengine.registry import init_default_scope  # noqa: E402
-from mmengine.runner import CheckpointLoader  # noqa: E402
 from mmengine.utils import ProgressBar  # noqa: E402
 from mmseg.registry import DATASETS, MODELS  # noqa: E402
 from prettytable import PrettyTable  # noqa: E402
@@ -48,6 +47,7 @@ from mmseg_fusion.analysis.attention_conflicts import (  # noqa: E402
     predict_branches,
 )
 from mmseg_fusion.analysis.layer_features import InputError, load_segmentor  # noqa: E402
+from mmseg_fusion.checkpoints import read_checkpoint  # noqa: E402
 
 SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
 
@@ -173,11 +173,8 @@ def report(total: Conflicts, images: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    check_config(args.config)
+    cfg = read_config(args.config, args.cfg_options, ['model.decode_head'])
     check_checkpoint(args.checkpoint)
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     files = given_files(args.images, args.labels) if args.images else None
     # The head first: a checkpoint that fits it is no help where the head has no branches.
@@ -190,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = load_segmentor(cfg, args.checkpoint, args.device)
     except InputError as error:
         raise SystemExit(str(error)) from error
-    meta = CheckpointLoader.load_checkpoint(args.checkpoint, map_location='cpu').get('meta', {})
+    meta = read_checkpoint(args.checkpoint).get('meta') or {}
     ignore_index = model.decode_head.ignore_index
 
     if files is None:

@@ -34,7 +34,7 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_checkpoint, check_config  # noqa: E402  isort: skip
+from mmseg_fusion.cli import check_checkpoint, exits_on_input_error, read_config  # noqa: E402  isort: skip
 
 import torch  # noqa: E402
 from mmengine.config import Config, DictAction  # noqa: E402
@@ -42,7 +42,6 @@ from mmengine.logging import MMLogger  # noqa: E402
 from mmengine.model import revert_sync_batchnorm  # noqa: E402
 from mmengine.optim import AmpOptimWrapper, build_optim_wrapper  # noqa: E402
 from mmengine.registry import init_default_scope  # noqa: E402
-from mmengine.runner import load_checkpoint  # noqa: E402
 from mmengine.runner.amp import autocast  # noqa: E402
 from mmengine.structures import PixelData  # noqa: E402
 from mmseg.registry import MODELS  # noqa: E402
@@ -50,6 +49,7 @@ from mmseg.structures import SegDataSample  # noqa: E402
 from prettytable import PrettyTable  # noqa: E402
 
 from mmseg_fusion.analysis.counting import forget_pretrained  # noqa: E402
+from mmseg_fusion.checkpoints import fit, read_checkpoint  # noqa: E402
 
 Mode = Literal['inference', 'train']
 
@@ -172,7 +172,7 @@ def make_step(
         cfg.model.data_preprocessor.size = shape
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
     if checkpoint:
-        load_checkpoint(model, checkpoint, map_location='cpu')
+        fit(model, read_checkpoint(checkpoint), checkpoint)
     model = model.to(device)
     batch = synthetic_batch(shape, batch_size, model.num_classes, device)
 
@@ -325,6 +325,7 @@ def report(timings: Sequence[Timing], args: argparse.Namespace) -> str:
     return '\n'.join(lines)
 
 
+@exits_on_input_error
 def main(argv: Sequence[str] | None = None) -> list[Timing]:
     args = parse_args(argv)
     args.typed_options = typed_options(sys.argv[1:] if argv is None else argv)
@@ -334,14 +335,8 @@ def main(argv: Sequence[str] | None = None) -> list[Timing]:
     configs = [args.config, *([args.compare] if args.compare else [])]
     loaded = []
     for config in configs:
-        check_config(config)
-        cfg = Config.fromfile(config)
-        if args.cfg_options:
-            cfg.merge_from_dict(args.cfg_options)
-        for key in ('model', *(['optim_wrapper'] if args.mode == 'train' else [])):
-            if key not in cfg:
-                raise SystemExit(f'{config} has no {key}: give a whole config, not a base of one')
-        loaded.append(cfg)
+        needs = ['model', *(['optim_wrapper'] if args.mode == 'train' else [])]
+        loaded.append(read_config(config, args.cfg_options, needs))
     if args.checkpoint:
         check_checkpoint(args.checkpoint)
     args.shape = image_shape(loaded[0], args.shape)

@@ -29,7 +29,7 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
 sys.path.append(str(Path(__file__).resolve().parents[1] / 'deployment'))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import CONFIGS, check_config  # isort: skip
+from mmseg_fusion.cli import CONFIGS, read_config  # isort: skip
 
 import _harness as harness  # beside this script
 import torch
@@ -106,8 +106,7 @@ def read_models(names: Sequence[str]) -> dict[str, Config]:
         if not path.is_file() and path.suffix != '.py':
             known = ', '.join(sorted(p.stem for p in base.parent.glob('*.py')))
             raise SystemExit(f'--models: {name!r} is neither a config nor one of {known}')
-        check_config(str(path))
-        found[path.stem] = Config.fromfile(path)
+        found[path.stem] = read_config(str(path))
     return found
 
 

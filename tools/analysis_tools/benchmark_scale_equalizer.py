@@ -21,7 +21,7 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_config  # isort: skip
+from mmseg_fusion.cli import read_config  # isort: skip
 
 import _harness as harness  # beside this script
 import torch
@@ -161,10 +161,7 @@ def make_step(model: nn.Module, batch: dict, cfg: Config, part: str) -> harness.
 
 def main(argv: Sequence[str] | None = None) -> list[harness.Result]:
     args = parse_args(argv)
-    check_config(args.config)
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options, ['model', 'optim_wrapper'])
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     models = functools.lru_cache(None)(lambda: variants(cfg, args))
 

@@ -26,12 +26,12 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_config  # noqa: E402  isort: skip
+from mmseg_fusion.cli import read_config  # noqa: E402  isort: skip
 
 import mmengine.fileio as fileio  # noqa: E402
 import numpy as np  # noqa: E402
 from mmcv.transforms import LoadAnnotations  # noqa: E402
-from mmengine.config import Config, DictAction  # noqa: E402
+from mmengine.config import DictAction  # noqa: E402
 from mmengine.registry import init_default_scope  # noqa: E402
 from mmengine.utils import track_parallel_progress, track_progress  # noqa: E402
 from mmseg.registry import DATASETS, TRANSFORMS  # noqa: E402
@@ -425,13 +425,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    check_config(args.config)
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options, needs=())
     init_default_scope(cfg.get('default_scope') or 'mmseg')
 
     splits = args.splits or [s for s in SPLITS if cfg.get(f'{s}_dataloader')]
+    if not splits:
+        print(
+            f'{args.config} has no data to check: expected a dataloader of {", ".join(SPLITS)}, '
+            'e.g. train_dataloader=dict(dataset=...); give a whole config, not a base of one',
+            file=sys.stderr,
+        )
+        return 2
     reports: dict[str, Report] = {}
     seen: dict[str, str] = {}
     for split in splits:

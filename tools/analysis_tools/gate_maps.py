@@ -22,7 +22,12 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_at_least, check_checkpoint, check_config  # noqa: E402  isort: skip
+from mmseg_fusion.cli import (  # noqa: E402  isort: skip
+    check_at_least,
+    check_checkpoint,
+    check_config,
+    read_config,
+)
 
 import torch  # noqa: E402
 from mmcv.transforms import LoadAnnotations  # noqa: E402
@@ -144,8 +149,7 @@ def run(args: argparse.Namespace) -> list[GateMaps]:
     if missing:
         raise InputError(f'--label {missing[0]} is not a file')
     check_out(args.out)
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
+    cfg = read_config(args.config, args.cfg_options)
     info = data_info(cfg, args.split)
     images = ImageSet(cfg, args.split, args.images, args.ann_dir, args.num_samples, args.indices)
     if args.label and len(args.label) != len(images):

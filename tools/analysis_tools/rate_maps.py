@@ -24,11 +24,12 @@ from mmseg_fusion.cli import (  # noqa: E402  isort: skip
     check_at_least,
     check_checkpoint,
     check_config,
+    read_config,
     check_models,
 )
 
 import torch  # noqa: E402
-from mmengine.config import Config, DictAction  # noqa: E402
+from mmengine.config import DictAction  # noqa: E402
 from mmengine.logging import MMLogger  # noqa: E402
 from prettytable import PrettyTable  # noqa: E402
 
@@ -90,9 +91,7 @@ def run(args: argparse.Namespace, out_dir: Path) -> list[dict]:
         check_config(config)
         if checkpoint != 'none':
             check_checkpoint(checkpoint)
-    cfgs = [Config.fromfile(config) for config in configs]
-    for cfg in cfgs:
-        cfg.merge_from_dict(args.cfg_options or {})
+    cfgs = [read_config(config, args.cfg_options) for config in configs]
     names = args.names or [Path(config).stem for config in configs]
     models = [
         load_segmentor(cfg, None if checkpoint == 'none' else checkpoint, args.device)

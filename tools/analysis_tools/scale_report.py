@@ -17,10 +17,10 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_checkpoint, check_config  # noqa: E402  isort: skip
+from mmseg_fusion.cli import check_checkpoint, exits_on_input_error, read_config  # noqa: E402  isort: skip
 
 import torch  # noqa: E402
-from mmengine.config import Config, DictAction  # noqa: E402
+from mmengine.config import DictAction  # noqa: E402
 from mmengine.logging import MMLogger  # noqa: E402
 from prettytable import PrettyTable  # noqa: E402
 
@@ -49,16 +49,14 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+@exits_on_input_error
 def main() -> None:
     args = parse_args()
-    check_config(args.config)
+    cfg = read_config(args.config, args.cfg_options, ['model', 'train_dataloader.dataset'])
     if args.checkpoint:
         check_checkpoint(args.checkpoint)
     # init_weights would log a line per parameter.
     MMLogger.get_instance('scale_report', log_level='WARNING')
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
     name = Path(args.config).stem
     out_dir = args.out_dir or Path('work_dirs') / name / 'scale_report'
     try:

@@ -31,14 +31,13 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_checkpoint, check_config  # noqa: E402  isort: skip
+from mmseg_fusion.cli import check_checkpoint, exits_on_input_error, read_config  # noqa: E402  isort: skip
 
 import torch  # noqa: E402
 from mmengine.config import Config, DictAction  # noqa: E402
 from mmengine.logging import MMLogger  # noqa: E402
 from mmengine.model import revert_sync_batchnorm  # noqa: E402
 from mmengine.registry import init_default_scope  # noqa: E402
-from mmengine.runner import load_checkpoint  # noqa: E402
 from mmseg.models.utils import resize  # noqa: E402
 from mmseg.registry import MODELS  # noqa: E402
 from packaging.version import Version  # noqa: E402
@@ -46,6 +45,7 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn.modules.batchnorm import _BatchNorm  # noqa: E402
 
 from mmseg_fusion.analysis.counting import forget_pretrained  # noqa: E402
+from mmseg_fusion.checkpoints import fit, read_checkpoint  # noqa: E402
 from mmseg_fusion.models.layers import KernelSharingAtrousConv  # noqa: E402
 from mmseg_fusion.models.segmentors import merge_car  # noqa: E402
 
@@ -190,10 +190,7 @@ def build(cfg: Config, checkpoint: str | None = None, merge: bool = False) -> nn
             # The same maps; the other form splits a batch, which no exporter follows.
             module.implementation = 'dilated'
     if checkpoint:
-        try:
-            load_checkpoint(model, checkpoint, map_location='cpu', strict=True, logger='silent')
-        except RuntimeError as error:
-            raise SystemExit(f'{checkpoint} does not fit the config: {error}') from error
+        fit(model, read_checkpoint(checkpoint), checkpoint, exact=True)
     if merge:
         try:
             merge_car(model)
@@ -486,18 +483,16 @@ def export_and_compare(
     )
 
 
+@exits_on_input_error
 def main(argv: Sequence[str] | None = None) -> list[Difference]:
     args = parse_args(argv)
     check_packages()
-    check_config(args.config)
+    cfg = read_config(args.config, args.cfg_options)
     if args.checkpoint:
         check_checkpoint(args.checkpoint)
     MMLogger.get_instance('export_onnx', log_level='ERROR')
     warnings.filterwarnings('ignore', module='mm')
     candidates = choose_exporters(args.exporter)
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
     # Initial weights are the same in every run, and so is what they compute.
     torch.manual_seed(0)
     model = build(cfg, args.checkpoint, args.merge_car)
@@ -524,12 +519,9 @@ def main(argv: Sequence[str] | None = None) -> list[Difference]:
 
 
 def _classes(checkpoint: str | None) -> Sequence[str] | None:
-    from mmengine.runner import CheckpointLoader
-
     if not checkpoint:
         return None
-    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu', logger='silent')
-    meta = loaded.get('meta', {}).get('dataset_meta') or {}
+    meta = (read_checkpoint(checkpoint).get('meta') or {}).get('dataset_meta') or {}
     return meta.get('classes') or meta.get('CLASSES')
 
 

@@ -17,17 +17,18 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_checkpoint, check_config  # noqa: E402  isort: skip
+from mmseg_fusion.cli import check_checkpoint, exits_on_input_error, read_config  # noqa: E402  isort: skip
 
 import torch  # noqa: E402
 from mmengine.config import Config, DictAction  # noqa: E402
 from mmengine.model.utils import revert_sync_batchnorm  # noqa: E402
 from mmengine.registry import init_default_scope  # noqa: E402
-from mmengine.runner import CheckpointLoader, save_checkpoint  # noqa: E402
+from mmengine.runner import save_checkpoint  # noqa: E402
 from mmengine.runner.checkpoint import weights_to_cpu  # noqa: E402
 from mmseg.registry import MODELS  # noqa: E402
 from torch import nn  # noqa: E402
 
+from mmseg_fusion.checkpoints import check_finite, read_checkpoint, weights_of  # noqa: E402
 from mmseg_fusion.models.segmentors import CAREncoderDecoder, merge_car  # noqa: E402
 
 #: An image that every model takes which the training crop fits.
@@ -94,13 +95,11 @@ def logits(model: nn.Module) -> torch.Tensor:
     return found[0] if isinstance(found, (tuple, list)) else found
 
 
+@exits_on_input_error
 def main() -> None:
     args = parse_args()
-    check_config(args.config)
+    cfg = read_config(args.config, args.cfg_options)
     check_checkpoint(args.checkpoint)
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     kind = cfg.model.type if isinstance(cfg.model.type, type) else MODELS.get(cfg.model.type)
     if kind is None or not issubclass(kind, CAREncoderDecoder):
@@ -108,10 +107,11 @@ def main() -> None:
             f'{args.config} has model.type={cfg.model.type!r}, which has nothing to merge; '
             "expected 'CAREncoderDecoder'"
         )
-    checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, map_location='cpu')
-    state = checkpoint.get('state_dict', checkpoint)
+    checkpoint = read_checkpoint(args.checkpoint)
+    state = weights_of(checkpoint, args.checkpoint)
     # Class centres that training keeps have no place in a merged model.
     trained = loaded(built(cfg, merged=False), state, args.checkpoint)
+    check_finite(trained, args.checkpoint)
     before = sum(p.numel() for p in trained.parameters())
     try:
         with torch.no_grad():

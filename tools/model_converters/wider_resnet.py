@@ -23,17 +23,16 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_checkpoint  # noqa: E402  isort: skip
+from mmseg_fusion.cli import check_checkpoint, exits_on_input_error  # noqa: E402  isort: skip
 
 import torch  # noqa: E402
 from mmengine.runner import save_checkpoint  # noqa: E402
 
+from mmseg_fusion.checkpoints import read_checkpoint, some, weights_of  # noqa: E402
 from mmseg_fusion.models.backbones.wider_resnet import WiderResNet  # noqa: E402
 
 #: The parameter by which the backbone is found in a checkpoint.
 FIRST = 'mod1.conv1.weight'
-#: How many names an error lists.
-SHOWN = 5
 
 
 def parse_args(argv: Sequence[str] | None = None, doc: str = __doc__) -> argparse.Namespace:
@@ -53,30 +52,6 @@ def parse_args(argv: Sequence[str] | None = None, doc: str = __doc__) -> argpars
     if not args.dst.resolve().parent.is_dir():
         parser.error(f'there is no folder {args.dst.parent} to write to')
     return args
-
-
-def read(path: str) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint, read without running code that it may hold."""
-    try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    # Bytes that are no pickle end in any kind of error.
-    except Exception as error:
-        raise SystemExit(
-            f'{path} cannot be read as a checkpoint of tensors and plain values (damaged, not a '
-            f'checkpoint, or one that runs code when it is read): {error}'
-        ) from error
-    state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict):
-        raise SystemExit(
-            f"{path} holds no weights by name: expected a dict, or one under 'state_dict', got "
-            f'{type(checkpoint if state is None else state).__name__}'
-        )
-    return {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
-
-
-def some(names: Sequence[str]) -> str:
-    more = f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''
-    return ', '.join(names[:SHOWN]) + more
 
 
 def backbone_state(
@@ -138,10 +113,12 @@ def backbone_state(
     return taken, parts
 
 
+@exits_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     check_checkpoint(args.src)
-    state, left_out = backbone_state(read(args.src), args.src)
+    weights = weights_of(read_checkpoint(args.src), args.src)
+    state, left_out = backbone_state(weights, args.src)
     meta = dict(backbone='WiderResNet', depth=38)
     save_checkpoint(dict(meta=meta, state_dict=state), str(args.dst))
     counts = ', '.join(f'{part} ({count})' for part, count in sorted(left_out.items()))

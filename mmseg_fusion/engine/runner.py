@@ -1,0 +1,146 @@
+"""The runner of ``tools/train.py`` and ``tools/test.py``: mmengine's, where nothing gets lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import CheckpointLoader, Runner
+from torch import nn
+
+from ..checkpoints import check_finite, fit, last_intact, weights_of
+from ..cli import check_checkpoint
+from ..errors import CheckpointError
+
+
+class CheckedRunner(Runner):
+    """mmengine's runner, but for what it loads.
+
+    ``resume=True`` means the last checkpoint of the work dir. mmengine resumes from ``load_from``
+    where that is set, which names the weights that the first start took: a run that was half done
+    went on from another model's iteration. Here ``load_from`` is for a run that has no checkpoint
+    yet. ``resume='CHECKPOINT'`` names another one. A checkpoint that cannot be read, as the last
+    one after a full disk, is passed over for the one before, with a warning.
+
+    A checkpoint that lacks weights which the model tests with, or that has some that are not
+    finite, is an error where mmengine goes on with random ones.
+    """
+
+    #: Whether it is built to test: resuming is no question then.
+    testing = False
+    #: Whether a test takes a checkpoint that lacks weights of the model.
+    allow_missing = False
+
+    def load_or_resume(self) -> None:
+        """Loads, resumes or does neither, and says in the log which."""
+        if self.testing:
+            self._resume = False
+        if self._has_loaded or not self._resume:
+            return super().load_or_resume()
+        given = self._resume if isinstance(self._resume, str) else None
+        path, passed_over = (given, {}) if given else self._last_checkpoint()
+        for broken, reason in passed_over.items():
+            self.logger.warning(
+                f'--resume: {broken} cannot be resumed from; going back to {path}. {reason}'
+            )
+        if path is None:
+            # For the hooks, which ask: nothing is resumed.
+            self._resume = False
+            start = f'load_from={self._load_from!r}' if self._load_from else 'initial weights'
+            self.logger.info(
+                f'--resume: {self.work_dir} holds no checkpoint: a fresh start from {start}'
+            )
+            return super().load_or_resume()
+        what = 'that was given' if given else f'the last one of {self.work_dir}'
+        dropped = (
+            f'; load_from={self._load_from!r} is what a fresh start would take'
+            if self._load_from
+            else ''
+        )
+        self.logger.info(f'--resume: continues from {path}, {what}{dropped}')
+        self.resume(path)
+        self._has_loaded = True
+        if self.iter >= self.max_iters:
+            self.logger.warning(
+                f'--resume: nothing is left to train: {path} is of iteration {self.iter} of '
+                f'{self.max_iters}. Raise train_cfg.max_iters to go on, or take another work dir.'
+            )
+        return None
+
+    def _last_checkpoint(self) -> tuple[str | None, dict[str, str]]:
+        """What :func:`last_intact` finds on the main process; the others take its word."""
+        answer: list[Any] = [None]
+        if is_main_process():
+            try:
+                answer = [last_intact(self.work_dir)]
+            except CheckpointError as error:
+                answer = [error]
+        broadcast_object_list(answer)
+        if isinstance(answer[0], CheckpointError):
+            raise answer[0]
+        return answer[0]
+
+    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
+        """As mmengine's; what is no checkpoint of such a run is said."""
+        try:
+            super().resume(filename, *args, **kwargs)
+        except CheckpointError:
+            raise
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(
+                f'checkpoint {filename} is none of this run, whose config has another optimizer, '
+                f'schedule or model ({type(error).__name__}: {error}). Give the config that it '
+                'was trained with, or begin from its weights alone: '
+                f'--cfg-options load_from={filename}, without --resume.'
+            ) from error
+
+    def load_checkpoint(
+        self,
+        filename: str,
+        map_location: str | Callable = 'cpu',
+        strict: bool = False,
+        **kwargs: Any,
+    ) -> dict:
+        """As mmengine's; afterwards the model has weights of the checkpoint.
+
+        Raises:
+            SystemExit: there is no such file; the message lists those nearby.
+            CheckpointError: the checkpoint cannot be read, holds no weights, weights that are not
+                finite, none of the model, or, for a test, not all of it.
+        """
+        check_checkpoint(filename)
+        try:
+            checkpoint = super().load_checkpoint(filename, map_location, strict, **kwargs)
+        except (AttributeError, KeyError, RuntimeError, TypeError):
+            # Nothing that mmengine expects: this says what it is.
+            weights_of(CheckpointLoader.load_checkpoint(filename, 'cpu', 'silent'), filename)
+            raise
+        model = self._plain_model()
+        found = weights_of(checkpoint, filename)
+        if self.testing and not self.allow_missing:
+            try:
+                fit(model, checkpoint, filename)
+            except CheckpointError as error:
+                raise CheckpointError(
+                    f'{error} To test with random weights for those that are missing, add '
+                    '--allow-missing.'
+                    if 'lacks weights' in str(error)
+                    else str(error)
+                ) from error
+        elif not found.keys() & model.state_dict().keys():
+            raise CheckpointError(
+                f'checkpoint {filename} has none of the weights of the model: it has '
+                f'{next(iter(found))}, the model {next(iter(model.state_dict()))}. Give the '
+                'checkpoint of another model, or load_from=None for the initial weights.'
+            )
+        check_finite(model, filename)
+        return checkpoint
+
+    def _plain_model(self) -> nn.Module:
+        """The model itself: neither distributed nor with test-time augmentation."""
+        model = self.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        return model

@@ -1,0 +1,204 @@
+"""What every tool does with what it cannot use: it stops, without a traceback, and says why.
+
+One row per tool and bad input: the tool's file, its arguments and the words that its message must
+have. A row with ``{name}`` takes a file of :func:`files`. Each tool runs in this process, as
+``python TOOL ARGUMENTS`` runs it.
+"""
+
+from __future__ import annotations
+
+import logging
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmseg.registry import MODELS
+
+from .running import ROOT, TOOLS, small_config
+
+pytestmark = pytest.mark.filterwarnings('ignore')
+SHAPES = ROOT / 'configs' / 'fusion_shapes'
+
+
+def complaint(tool: str, arguments: list[str], capsys: pytest.CaptureFixture) -> str:
+    """What a tool prints before it stops with an exit code other than 0.
+
+    An exception that is no SystemExit is the traceback that a user would see, and fails the test.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', [tool, *arguments])
+        # mmengine's loggers hold on to the standard error of an earlier test.
+        patch.setattr(logging, 'raiseExceptions', False)
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(TOOLS / tool), run_name='__main__')
+    printed = capsys.readouterr()
+    code = stopped.value.code
+    assert code not in (None, 0), f'{tool} ended with 0: {printed.out[-500:]}'
+    words = code if isinstance(code, str) else printed.err or printed.out
+    assert 'Traceback' not in words
+    return words
+
+
+def initial(config: Path) -> dict:
+    """A checkpoint with initial weights of a config's model."""
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(Config.fromfile(config).model)
+    return dict(state_dict=model.state_dict(), meta=dict(experiment_name=config.stem))
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Configs and checkpoints that fit each other, and those that nothing can use, by name.
+
+    ``plain``, ``gff``, ``ksac``, ``danet``, ``car`` are small configs, ``plain_checkpoint`` and so
+    on their checkpoints. Bad ones are named for what is wrong with them.
+    """
+    folder = tmp_path_factory.mktemp('bad inputs')
+    found = dict(plain=small_config(folder))
+
+    def config(name: str, text: str, base: str = 'small.py') -> None:
+        found[name] = folder / f'{name}.py'
+        found[name].write_text(f'_base_ = {base!r}\n{text}')
+
+    config(
+        'gff',
+        'model = dict(auxiliary_head=None, decode_head=dict(\n'
+        "    _delete_=True, type='GFFHead', in_channels=[64, 128, 256], channels=8,\n"
+        '    neck=dict(num_convs=0), num_classes=8,\n'
+        "    context=dict(type='PSPHead', channels=8, pool_scales=(1, 2)),\n"
+        "    norm_cfg=dict(type='BN')))\n",
+    )
+    config(
+        'ksac',
+        'model = dict(auxiliary_head=None, decode_head=dict(\n'
+        "    _delete_=True, type='KSACHead', dilations=(2, 3), in_channels=512, in_index=3,\n"
+        "    channels=16, num_classes=8, norm_cfg=dict(type='BN')))\n",
+    )
+    small = 'model = dict(decode_head=dict(channels=16{}), auxiliary_head={})\n'
+    for name, stem, text in (
+        ('danet', 'danet_r18-d8', small.format(', pam_channels=4', None)),
+        ('car', 'upernet_r18_car', small.format('', 'dict(channels=8)')),
+    ):
+        config(name, text, str(SHAPES / f'{stem}_1xb4-1k_fusion-shapes-128x128.py'))
+    for name in list(found):
+        found[f'{name}_checkpoint'] = folder / f'{name}.pth'
+        torch.save(initial(found[name]), found[f'{name}_checkpoint'])
+
+    def bad(name: str, content: bytes | object, suffix: str = '.pth') -> None:
+        found[name] = folder / f'{name}{suffix}'
+        if isinstance(content, bytes):
+            found[name].write_bytes(content)
+        else:
+            torch.save(content, found[name])
+
+    whole = found['plain_checkpoint'].read_bytes()
+    bad('text', b'These are not weights.\n' * 9)
+    bad('empty', b'')
+    bad('truncated', whole[: len(whole) // 2])
+    bad('no_state', dict(meta=dict(iter=3), optimizer={}))
+    bad('a_list', [torch.zeros(3)])
+    bad('code', dict(state_dict=Path('/')))
+    for name in ('plain', 'gff', 'ksac', 'danet', 'car'):
+        checkpoint = torch.load(found[f'{name}_checkpoint'], weights_only=True)
+        checkpoint['state_dict']['backbone.layer1.0.conv1.weight'][0, 0] = float('nan')
+        bad(f'{name}_nan', checkpoint)
+    other = {
+        key.replace('decode_head.', 'decoder.'): value
+        for key, value in torch.load(found['plain_checkpoint'])['state_dict'].items()
+    }
+    bad('other', dict(state_dict=other))
+    found['folder'] = folder / 'folder'
+    found['folder'].mkdir()
+    shutil.copy(found['plain_checkpoint'], found['folder'] / 'iter_9.pth')
+    found['missing'] = folder / 'missing.pth'
+    bad('syntax', b'model = dict(\n', '.py')
+    bad('no_model', b"default_scope = 'mmseg'\n", '.py')
+    found['out'] = folder / 'out'
+    found['images'] = folder / 'images'
+    found['images'].mkdir()
+    cv2.imwrite(str(found['images'] / 'a.png'), np.zeros((64, 64, 3), np.uint8))
+    return found
+
+
+def filled(arguments: str, files: dict[str, Path], **more: object) -> list[str]:
+    """The words of a row, with names of :func:`files` in braces replaced by paths."""
+    return [word.format(**files, **more) for word in arguments.split()]
+
+
+# --- checkpoints -----------------------------------------------------------------------------
+
+#: Every tool that takes a checkpoint: its file, the config that fits and the arguments.
+WITH_CHECKPOINT = {
+    'analysis_tools/attention_conflicts.py': ('danet', '{config} {checkpoint} --device cpu'),
+    'analysis_tools/benchmark.py': ('plain', '{config} --checkpoint {checkpoint} --only-memory'),
+    'analysis_tools/class_dependency.py': ('plain', '{config} {checkpoint} --device cpu'),
+    'analysis_tools/feature_umap.py': (
+        'plain',
+        '{config} {checkpoint} --device cpu --embedding pca',
+    ),
+    'analysis_tools/gate_maps.py': ('gff', '{config} {checkpoint} --device cpu --out {out}/g.png'),
+    'analysis_tools/pixel_relation.py': ('plain', '{config} {checkpoint} --device cpu'),
+    'analysis_tools/rate_maps.py': ('ksac', '{config} {checkpoint} --device cpu'),
+    'analysis_tools/scale_report.py': ('plain', '{config} --checkpoint {checkpoint}'),
+    'deployment/export_onnx.py': (
+        'plain',
+        '{config} {checkpoint} {out}.onnx --shape 64 64',
+    ),
+    'pseudo_labels.py': ('plain', '{config} {checkpoint} {images} {out} --device cpu'),
+    'model_converters/gff_wrn38.py': ('plain', '{checkpoint} {out}.pth'),
+    'model_converters/merge_car.py': ('car', '{config} {checkpoint} {out}.pth'),
+    'model_converters/wider_resnet.py': ('plain', '{checkpoint} {out}.pth'),
+}
+
+#: These know one model, and find it by name.
+ONE_MODEL = ('model_converters/gff_wrn38.py', 'model_converters/wider_resnet.py')
+LAUNCHED = {
+    'train.py': ('plain', '{config} --work-dir {out} --cfg-options load_from={checkpoint}'),
+    'test.py': ('plain', '{config} {checkpoint} --work-dir {out}'),
+}
+WITH_CHECKPOINT.update(LAUNCHED)
+
+#: What a checkpoint may be, and the words of the message beside its name.
+BAD_CHECKPOINTS = {
+    'text': 'it is a text file',
+    'empty': 'the file is empty',
+    'truncated': 'it is truncated',
+    'folder': 'iter_9.pth',
+    'missing': 'is not a file',
+    'no_state': 'holds no weights by name',
+    'a_list': 'got list',
+    'code': 'holds more than tensors and plain values',
+    'other': 'decode_head',
+    'nan': 'NaN or infinite',
+}
+
+
+@pytest.mark.parametrize(
+    ('tool', 'kind'),
+    # A training may begin from the weights that another model has in common with it.
+    [(t, k) for t in WITH_CHECKPOINT for k in BAD_CHECKPOINTS if (t, k) != ('train.py', 'other')],
+)
+def test_checkpoints(files, capsys, monkeypatch, tmp_path, tool, kind):
+    monkeypatch.chdir(tmp_path)
+    config, arguments = WITH_CHECKPOINT[tool]
+    if tool in ONE_MODEL and kind in ('other', 'nan'):
+        words = 'is not a checkpoint'
+    elif tool == 'model_converters/merge_car.py' and kind == 'other':
+        words = 'does not fit the config'
+    else:
+        words = BAD_CHECKPOINTS[kind]
+    checkpoint = files[f'{config}_nan' if kind == 'nan' else kind]
+    found = complaint(
+        tool, filled(arguments, files, config=files[config], checkpoint=checkpoint), capsys
+    )
+    assert checkpoint.name in found
+    assert words in found
+    assert list(tmp_path.rglob('*.png')) == []
