@@ -34,6 +34,8 @@ def complaint(tool: str, arguments: list[str], capsys: pytest.CaptureFixture) ->
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, 'argv', [tool, *arguments])
+        # What Python does for a script; run_path does it for folders alone.
+        patch.syspath_prepend(str((TOOLS / tool).parent))
         # mmengine's loggers hold on to the standard error of an earlier test.
         patch.setattr(logging, 'raiseExceptions', False)
         with pytest.raises(SystemExit) as stopped:
