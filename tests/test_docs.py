@@ -71,9 +71,11 @@ def test_named_make_targets_are_there(page: Path) -> None:
 def options_of(tool: str) -> set[str]:
     """Options in the source of a tool, or of MMSegmentation's tool that it calls."""
     source = (ROOT / tool).read_text(encoding='utf-8')
-    called = re.search(r"run_installed_tool\('(\w+)'\)", source)
+    called = re.search(r"run_installed_tool\('(\w+)'", source)
     if called:
         source = Path(installed_tool(called.group(1)).__file__).read_text(encoding='utf-8')
+        # What this package adds.
+        source += inspect.getsource(cli._with_our_options)
     if 'add_models(' in source:
         # The options of every tool that takes several models stand in one place.
         source += inspect.getsource(cli.add_models)
