@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import functools
+import http.server
 import importlib.metadata
 import importlib.util
 import io
 import os
+import pickle
+import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import textwrap
+import threading
+import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import mmengine
 import pytest
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.dataset import DefaultSampler
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
-from mmengine.runner import Runner
+from mmengine.runner import Runner, save_checkpoint
 from mmseg.registry import MODELS
 
 from mmseg_fusion import compat
+from mmseg_fusion.errors import CheckpointError
 
 MET = {quirk.name for quirk in compat.APPLIED}
 FUSION_BASE = 'mmseg_fusion::_base_/models/upernet_r18.py'
@@ -491,6 +502,268 @@ def test_safe_globals_are_left_alone_where_nothing_is_wrong(monkeypatch):
     assert compat.resume_weights_only() is None
 
 
+# --- checkpoints from anywhere -------------------------------------------------------------------
+
+
+class Payload:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), 'w')
+
+
+@pytest.fixture(scope='module')
+def web(tmp_path_factory) -> Iterator[tuple[str, Path]]:
+    """The address of a server on this machine, and the folder that it serves."""
+    folder = tmp_path_factory.mktemp('web')
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f'http://127.0.0.1:{server.server_port}', folder
+        server.shutdown()
+
+
+def saved(path: Path, content: object, form: str) -> Path:
+    """A checkpoint in one of the forms that torch reads."""
+    if form == 'tar':
+        data = pickle.dumps(content, 2)
+        with tarfile.open(path, 'w') as archive:
+            for name in ('sys_info', 'pickle', 'storages', 'tensors'):
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=form == 'zip')
+    return path
+
+
+#: A name of every scheme; those of a zoo lead to the server.
+SCHEMES = {
+    '': '{folder}/{name}',
+    'http://': '{web}/{name}',
+    'https://': '{web}/{name}',
+    'torchvision://': 'torchvision://{name}',
+    'modelzoo://': 'modelzoo://{name}',
+    'open-mmlab://': 'open-mmlab://{name}',
+    'openmmlab://': 'openmmlab://{name}',
+    'mmcls://': 'mmcls://{name}',
+    'pavi://': 'pavi://{name}',
+    r'(\S+\:)?s3://': 's3://bucket/{name}',
+    r'(\S+\:)?petrel://': 'petrel://bucket/{name}',
+    'later://': 'later://{name}',
+}
+
+
+@pytest.fixture
+def loader(web, monkeypatch, tmp_path):
+    """mmengine's CheckpointLoader, with stand-ins for the stores that schemes lead to."""
+    from mmengine.runner import CheckpointLoader, checkpoint
+
+    address, folder = web
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    zoo = type('Zoo', (dict,), dict(__getitem__=lambda self, name: f'{address}/{name}'))
+    for name in ('get_torchvision_models', 'get_external_models', 'get_mmcls_models'):
+        monkeypatch.setattr(checkpoint, name, zoo)
+    monkeypatch.setattr(checkpoint, 'get_deprecated_model_names', dict)
+    store = types.SimpleNamespace(get=lambda uri: (folder / Path(uri).name).read_bytes())
+    monkeypatch.setattr(checkpoint, 'get_file_backend', lambda *_, **__: store)
+
+    def model(name: str) -> types.SimpleNamespace:
+        return types.SimpleNamespace(
+            name=name, download=lambda path: shutil.copy(folder / name, path)
+        )
+
+    pavi = types.ModuleType('pavi')
+    pavi.modelcloud = types.SimpleNamespace(get=model)
+    monkeypatch.setitem(sys.modules, 'pavi', pavi)
+
+    def load_from_later(filename: str, map_location: str | None = None) -> object:
+        # Whatever a loader that is registered later asks for.
+        kwargs = dict(map_location=map_location, weights_only=False)
+        return torch.load(folder / filename[len('later://') :], **kwargs)
+
+    monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
+    CheckpointLoader.register_scheme('later://', load_from_later)
+    return CheckpointLoader
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize('form', ['zip', 'legacy', 'tar'])
+@pytest.mark.parametrize('scheme', SCHEMES)
+def test_a_checkpoint_of_any_scheme_runs_no_code(loader, web, tmp_path, scheme, form):
+    address, folder = web
+    # Every scheme that mmengine knows stands in the table.
+    assert set(SCHEMES) >= set(loader._schemes)
+    ran = tmp_path / 'ran'
+    good = saved(folder / f'good_{form}.pth', dict(state_dict=dict(a=torch.ones(2))), form)
+    bad = saved(folder / f'bad_{form}.pth', dict(state_dict=Payload(ran)), form)
+    name = SCHEMES[scheme].format(folder=folder, web=address, name=bad.name)
+    with pytest.raises(CheckpointError) as refused:
+        loader.load_checkpoint(name, map_location='cpu')
+    assert not ran.exists()
+    assert name in str(refused.value)
+    assert ('tar' if form == 'tar' else 'open') in str(refused.value)
+    if form != 'tar' and scheme != 'mmcls://':  # which takes the backbone's part
+        name = SCHEMES[scheme].format(folder=folder, web=address, name=good.name)
+        state = loader.load_checkpoint(name, map_location='cpu')['state_dict']
+        assert torch.equal(state['a'], torch.ones(2))
+
+
+def test_the_payload_runs_where_nothing_holds_it(tmp_path):
+    # The attack itself: without this the tests above would show nothing.
+    path = saved(tmp_path / 'bad.pth', Payload(tmp_path / 'ran'), 'zip')
+    torch.load(path, weights_only=False)
+    assert (tmp_path / 'ran').exists()
+
+
+@pytest.mark.stack
+def test_torch_load_elsewhere_is_as_it_was(tmp_path):
+    path = saved(tmp_path / 'any.pth', Payload(tmp_path / 'ran'), 'zip')
+    with contextlib.suppress(CheckpointError):
+        from mmengine.runner import CheckpointLoader
+
+        CheckpointLoader.load_checkpoint(str(path))
+    assert not (tmp_path / 'ran').exists()
+    torch.load(path, weights_only=False)
+    assert (tmp_path / 'ran').exists()
+
+
+@pytest.mark.stack
+def test_a_training_checkpoint_loads_from_a_server(trained, loader, web):
+    # Its message hub holds more than tensors.
+    address, folder = web
+    shutil.copy(trained[0] / 'iter_2.pth', folder / 'training.pth')
+    loaded = loader.load_checkpoint(f'{address}/training.pth', map_location='cpu')
+    assert isinstance(loaded['message_hub']['log_scalars']['train/loss'], HistoryBuffer)
+
+
+def test_a_file_that_was_not_torch_saves_says_what_it_is(tmp_path, loader, web):
+    address, folder = web
+    whole = saved(folder / 'whole.pth', dict(a=torch.zeros(999)), 'zip').read_bytes()
+    for name, content, words in (
+        ('empty', b'', 'the file is empty'),
+        ('text', b'some words\n' * 9, 'it is a text file'),
+        ('page', b'<!DOCTYPE html>404', 'it is a web page'),
+        ('lfs', b'version https://git-lfs.github.com/spec/v1\n', 'git lfs pull'),
+        ('half', whole[: len(whole) // 2], 'it is truncated'),
+    ):
+        (folder / f'{name}.pth').write_bytes(content)
+        for path in (str(folder / f'{name}.pth'), f'{address}/{name}.pth'):
+            with pytest.raises(CheckpointError) as wrong:
+                loader.load_checkpoint(path)
+            assert words in str(wrong.value)
+            assert path in str(wrong.value)
+            assert ('delete it there' in str(wrong.value)) == path.startswith('http')
+    with pytest.raises(FileNotFoundError):
+        loader.load_checkpoint(str(folder / 'none.pth'))
+
+
+def test_a_zoo_that_has_no_such_model_says_so():
+    from mmengine.runner import CheckpointLoader
+
+    with pytest.raises(CheckpointError, match="torchvision:// knows no model 'resnet51'"):
+        CheckpointLoader.load_checkpoint('torchvision://resnet51')
+
+
+# --- checkpoints that a kill leaves ------------------------------------------------------------
+
+
+@pytest.mark.stack
+def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
+    from mmengine.fileio import LocalBackend
+
+    path = tmp_path / 'iter_1.pth'
+    save_checkpoint(dict(a=torch.ones(3)), str(path))
+    before = path.read_bytes()
+
+    def half(self, data: bytes, name: str) -> None:
+        Path(name).write_bytes(data[: len(data) // 2])
+        raise OSError('No space left on device')
+
+    monkeypatch.setattr(LocalBackend, 'put', half)
+    for name in ('iter_1.pth', 'best_mIoU.pth'):
+        with pytest.raises(OSError, match='No space left'):
+            save_checkpoint(dict(a=torch.zeros(3)), str(tmp_path / name))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.stack
+def test_a_kill_leaves_no_checkpoint_in_part(tmp_path):
+    result = run_python(
+        f"""
+        import os, signal
+        import mmseg_fusion, torch
+        from mmengine.fileio import LocalBackend
+        from mmengine.runner import save_checkpoint
+
+        def killed(self, data, name):
+            with open(name, 'wb') as file:
+                file.write(data[:len(data) // 2])
+                file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        LocalBackend.put = killed
+        save_checkpoint(dict(a=torch.zeros(3)), {str(tmp_path / 'iter_1.pth')!r})
+        """,
+        check=False,
+    )
+    assert result.returncode == -signal.SIGKILL
+    assert list(tmp_path.glob('*.pth')) == []
+    # What is left is written over by the next save.
+    assert [p.name for p in tmp_path.iterdir()] == ['.iter_1.pth.unfinished']
+    save_checkpoint(dict(a=torch.ones(3)), str(tmp_path / 'iter_1.pth'))
+    assert [p.name for p in tmp_path.iterdir()] == ['iter_1.pth']
+
+
+@pytest.mark.stack
+def test_the_runner_saves_whole_checkpoints(trained, monkeypatch):
+    from mmengine.fileio import LocalBackend
+
+    names, put = [], LocalBackend.put
+    monkeypatch.setattr(
+        LocalBackend, 'put', lambda self, data, name: names.append(name) or put(self, data, name)
+    )
+    work_dir, runner = trained
+    runner.save_checkpoint(str(work_dir), 'best_loss.pth', by_epoch=False)
+    assert [Path(name).name for name in names] == ['.best_loss.pth.unfinished']
+    (work_dir / 'best_loss.pth').unlink()
+
+
+# --- values with blanks on the command line ------------------------------------------------------
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize(
+    ('text', 'value'),
+    [
+        ('my data/a b', 'my data/a b'),
+        ('"my data"', 'my data'),
+        (' 3 ', 3),
+        ('[1, 2, (a b, c)]', [1, 2, ('a b', 'c')]),
+        ('a b, c d', ['a b', 'c d']),
+        ('[(1, 2), [x, None], True]', [(1, 2), ['x', None], True]),
+        ('1e-4', 1e-4),
+        ('', ''),
+    ],
+)
+def test_options_keep_the_blanks_inside_a_value(text, value):
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    found = parser.parse_args(['--cfg-options', f'data.root={text}']).cfg_options
+    assert found == {'data.root': value}
+    assert type(found['data.root']) is type(value)
+
+
+def test_options_that_keep_their_blanks_are_left_alone(monkeypatch):
+    monkeypatch.setattr(DictAction, '_parse_iterable', staticmethod(lambda value: value))
+    assert compat.blanks_in_options() is None
+
+
 # --- configs of installed packages ---------------------------------------------------------------
 
 
@@ -519,7 +792,7 @@ def test_a_config_inherits_beside_setuptools_without_pkg_resources(tmp_path):
         import sys
         sys.modules['pkg_resources'] = None
         import mmseg_fusion
-        from mmengine.config import Config
+        from mmengine.config import Config, DictAction
         for name in ('config', 'stock'):
             print(Config.fromfile(rf'{tmp_path}/{{name}}.py').model.decode_head.type)
     """
@@ -564,7 +837,7 @@ def test_distributed_training_on_the_cpu(tmp_path):
         # Registered first, it runs last.
         atexit.register(lambda: print('still a group', torch.distributed.is_initialized()))
         import mmseg_fusion
-        from mmengine.config import Config
+        from mmengine.config import Config, DictAction
         from tests import test_compat
 
         class Normed(test_compat.Line):
