@@ -56,6 +56,7 @@ class TestFPN(NeckTester):
 
 class TestMLANeck(NeckTester):
     neck = dict(type='MLANeck', out_channels=8)
+    takes_conv_cfg = False
     strides = (8, 8, 8, 8)
     out_channels, out_strides = (8, 8, 8, 8), (8, 8, 8, 8)
 
@@ -63,6 +64,8 @@ class TestMLANeck(NeckTester):
 class TestJPU(NeckTester):
     neck = dict(type='JPU', mid_channels=8, start_level=1, dilations=(1, 2))
     in_channels_type = tuple
+    # Not in its separable convolutions.
+    takes_conv_cfg = False
     unused_levels = (0,)
     out_channels, out_strides = (16, 32, 16), (8, 16, 8)
 
@@ -259,6 +262,19 @@ class FixedInside(BaseDecodeHead):
         return {'loss_ce': F.cross_entropy(logits, label.clamp(max=4))}
 
 
+class HalfOfThem(_Head):
+    """A convolution of its own, and a norm that is there with batch norm alone."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.extra = nn.Conv2d(16, 16, 1)
+        wanted = (self.norm_cfg or {}).get('type') == 'BN'
+        self.extra_norm = nn.BatchNorm2d(16) if wanted else nn.Identity()
+
+    def _forward_feature(self, inputs: list[Tensor]) -> Tensor:
+        return self.extra_norm(self.extra(super()._forward_feature(inputs)))
+
+
 class FirstIndexOnly(_Head):
     def _transform_inputs(self, inputs: list[Tensor]) -> Tensor:
         return inputs[self.in_index]
@@ -305,6 +321,9 @@ BROKEN_HEADS = [
     ('test_honours', dict(key='act_cfg'), FixedInside, {}, 'act_cfg is not used'),
     ('test_honours', dict(key='align_corners'), FixedInside, {}, 'changes nothing'),
     ('test_honours', dict(key='channels'), NarrowClassifier, {}, 'assert 16 == 24'),
+    ('test_honours', dict(key='conv_cfg'), FixedInside, {}, 'conv_cfg is not used'),
+    ('test_honours', dict(key='conv_cfg'), HalfOfThem, {}, r"{'extra'} are not of the kind"),
+    ('test_honours', dict(key='norm_cfg'), HalfOfThem, {}, 'assert'),
     ('test_honours', dict(key='dropout_ratio'), FixedInside, {}, 'leaves something random'),
     ('test_honours', dict(key='ignore_index'), FixedInside, {}, 'not close|must match|bounds'),
     ('test_honours', dict(key='in_channels'), FixedInside, {}, 'channels'),
@@ -323,7 +342,7 @@ BROKEN_HEADS = [
 
 
 class _Neck(nn.Module):
-    def __init__(self, in_channels: list[int], norm_cfg: Any = None, act_cfg: Any = None) -> None:
+    def __init__(self, in_channels: list[int], **kwargs: Any) -> None:
         super().__init__()
         self.convs = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c, 8, 1), nn.BatchNorm2d(8), nn.ReLU()) for c in in_channels
@@ -349,6 +368,7 @@ BROKEN_NECKS = [
     ('test_gradient_reaches_every_level', {}, ForgetsTop, {}, 'level 3 is not used'),
     ('test_honours_norm_cfg', {}, _Neck, {}, 'norm_cfg is not used'),
     ('test_honours_act_cfg', {}, _Neck, {}, 'act_cfg is not used'),
+    ('test_honours_conv_cfg', {}, _Neck, {}, 'conv_cfg is not used'),
 ]
 
 

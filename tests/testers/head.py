@@ -11,11 +11,19 @@ import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.model.utils import revert_sync_batchnorm
+from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .module import CLOSE, ModuleTester, in_mode
+from .module import (
+    CLOSE,
+    ModuleTester,
+    check_convolutions,
+    in_mode,
+    marked_convolution,
+    places,
+)
 from .toys import level_size, segmentor_config, toy_features, toy_samples
 
 #: Keys of BaseDecodeHead that every head honours.
@@ -23,6 +31,7 @@ KEYS = (
     'act_cfg',
     'align_corners',
     'channels',
+    'conv_cfg',
     'dropout_ratio',
     'ignore_index',
     'in_channels',
@@ -47,6 +56,8 @@ class HeadTester(ModuleTester):
         strides: their strides.
         stride: stride of the logits; None for a head that does not promise one.
         ignored_keys: those of :data:`KEYS` that the head does not take, and says so.
+        plain_convolutions: patterns (fnmatch) of convolutions that ``conv_cfg`` does not reach, as
+            the head says; the classifier's is everywhere.
     """
 
     head: dict
@@ -54,6 +65,7 @@ class HeadTester(ModuleTester):
     strides: Sequence[int] = (4, 8, 16, 32)
     stride: int | None = None
     ignored_keys: tuple[str, ...] = ()
+    plain_convolutions: tuple[str, ...] = ()
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         super().pytest_generate_tests(metafunc)
@@ -227,22 +239,33 @@ class HeadTester(ModuleTester):
         first, second = (self.outputs(random, inputs)[0] for _ in range(2))
         assert not torch.equal(first, second), 'dropout_ratio=0.5 drops nothing'
 
+    def check_conv_cfg(self) -> None:
+        with marked_convolution() as marked:
+            head = self.build(conv_cfg=dict(type=marked.__name__))
+            self.outputs(head, self.inputs(self.image_sizes[0]))
+        check_convolutions(head, marked, ('conv_seg', *self.plain_convolutions))
+
     def check_norm_cfg(self) -> None:
         head = self.build(norm_cfg=dict(type='GN', num_groups=2))
-        kinds = {type(m).__name__: m for m in head.modules()}
-        assert any(isinstance(m, nn.GroupNorm) for m in kinds.values()), 'norm_cfg is not used'
-        fixed = [name for name, m in kinds.items() if isinstance(m, _BatchNorm)]
+        found = places(head, nn.GroupNorm)
+        assert found, 'norm_cfg is not used'
+        fixed = places(head, _BatchNorm)
         assert not fixed, f'{fixed} stay although norm_cfg asks for GN'
+        assert found == places(self.build(), _BatchNorm)
         bare = self.build(norm_cfg=None)
-        left = [type(m).__name__ for m in bare.modules() if isinstance(m, _BatchNorm)]
+        left = places(bare, _BatchNorm)
         assert not left, f'{left} stay although norm_cfg is None'
         self.outputs(bare, self.inputs(self.image_sizes[0]))
 
     def check_act_cfg(self) -> None:
-        head = self.build(act_cfg=dict(type='LeakyReLU', negative_slope=0.2))
-        kinds = [type(m) for m in head.modules()]
-        assert nn.LeakyReLU in kinds, 'act_cfg is not used'
-        assert nn.ReLU not in kinds, 'a ReLU stays although act_cfg asks for LeakyReLU'
+        head = self.build(act_cfg=dict(type='LeakyReLU', negative_slope=0.125))
+        # One with another slope is part of the method: CAA's gates have it.
+        own = {name for name, m in head.named_modules() if getattr(m, 'negative_slope', 0) == 0.125}
+        assert own, 'act_cfg is not used'
+        left = [name for name, m in head.named_modules() if isinstance(m, nn.ReLU)]
+        assert not left, f'{left}: a ReLU stays although act_cfg asks for LeakyReLU'
+        kind = type(MODELS.build(self.build().act_cfg))
+        assert own == {name for name, m in self.build().named_modules() if isinstance(m, kind)}
         self.outputs(head, self.inputs(self.image_sizes[0]))
 
     def check_align_corners(self) -> None:

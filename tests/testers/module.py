@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 import torch._dynamo
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import MODELS as ENGINE_MODELS
 from mmengine.runner import save_checkpoint
 from mmseg.apis import MMSegInferencer, inference_model, init_model
 from mmseg.registry import MODELS
@@ -36,6 +38,39 @@ def in_mode(module: nn.Module, training: bool) -> nn.Module:
     """The module in that mode; mmseg's ResNet returns nothing from ``train()``."""
     module.train(training)
     return module
+
+
+def places(module: nn.Module, kind: type) -> set[str]:
+    """Where layers of that kind are: the name of what holds them."""
+    return {
+        name.rpartition('.')[0] for name, part in module.named_modules() if isinstance(part, kind)
+    }
+
+
+@contextlib.contextmanager
+def marked_convolution() -> Iterator[type[nn.Conv2d]]:
+    """A kind of convolution that configs can name: whatever has another was not asked."""
+
+    class MarkedConv(nn.Conv2d):
+        pass
+
+    ENGINE_MODELS.register_module(MarkedConv.__name__, module=MarkedConv)
+    try:
+        yield MarkedConv
+    finally:
+        ENGINE_MODELS.module_dict.pop(MarkedConv.__name__)
+
+
+def check_convolutions(module: nn.Module, kind: type[nn.Conv2d], plain: Iterable[str]) -> None:
+    """All convolutions are of that kind but those that match a pattern, and every pattern does."""
+    convolutions = {n: type(m) for n, m in module.named_modules() if isinstance(m, nn.Conv2d)}
+    left = {name for name, found in convolutions.items() if found is not kind}
+    assert left != convolutions.keys(), 'conv_cfg is not used'
+    for pattern in plain:
+        matched = {name for name in left if fnmatch(name, pattern)}
+        assert matched, f'{pattern}: no such convolution, or it is of the kind that was asked for'
+        left -= matched
+    assert not left, f'{left} are not of the kind that conv_cfg asks for'
 
 
 class ModuleTester:

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .module import ModuleTester
+from .module import ModuleTester, check_convolutions, marked_convolution, places
 from .toys import level_size, segmentor_config, toy_features
 
 
@@ -27,6 +27,9 @@ class NeckTester(ModuleTester):
         unused_levels: levels that the neck leaves out on purpose.
         takes_norm_cfg: the neck has ``norm_cfg`` and must have no other batch norm.
         takes_act_cfg: the neck has ``act_cfg`` and must have no other activation.
+        takes_conv_cfg: the neck has ``conv_cfg`` and must have no other convolution.
+        plain_convolutions: patterns (fnmatch) of convolutions that ``conv_cfg`` does not reach, as
+            the neck says.
         in_channels_type: some necks accept a list, some a tuple only.
     """
 
@@ -38,6 +41,8 @@ class NeckTester(ModuleTester):
     unused_levels: tuple[int, ...] = ()
     takes_norm_cfg: bool = True
     takes_act_cfg: bool = True
+    takes_conv_cfg: bool = True
+    plain_convolutions: tuple[str, ...] = ()
     in_channels_type: type = list
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -46,6 +51,8 @@ class NeckTester(ModuleTester):
             cls.test_honours_norm_cfg = None
         if not cls.takes_act_cfg:
             cls.test_honours_act_cfg = None
+        if not cls.takes_conv_cfg:
+            cls.test_honours_conv_cfg = None
 
     def config(self, **changes: Any) -> dict:
         cfg = dict(in_channels=self.in_channels_type(self.channels))
@@ -85,20 +92,28 @@ class NeckTester(ModuleTester):
             used = x.grad is not None and x.grad.any()
             assert used, f'level {i} is not used'
 
-    def _kinds(self, module: nn.Module, kind: type) -> list[str]:
-        return [type(m).__name__ for m in module.modules() if isinstance(m, kind)]
-
     def test_honours_norm_cfg(self) -> None:
         neck = self.build(norm_cfg=dict(type='GN', num_groups=2))
-        assert self._kinds(neck, nn.GroupNorm), 'norm_cfg is not used'
-        left = self._kinds(neck, _BatchNorm)
+        found = places(neck, nn.GroupNorm)
+        assert found, 'norm_cfg is not used'
+        left = places(neck, _BatchNorm)
         assert not left, f'{left} stay although norm_cfg asks for GN'
+        assert found == places(self.build(norm_cfg=dict(type='BN')), _BatchNorm)
         with torch.no_grad():
             self.outputs(neck, self.inputs(self.image_sizes[0]))
 
     def test_honours_act_cfg(self) -> None:
         neck = self.build(act_cfg=dict(type='LeakyReLU', negative_slope=0.2))
-        assert self._kinds(neck, nn.LeakyReLU), 'act_cfg is not used'
-        assert not self._kinds(neck, nn.ReLU), 'a ReLU stays although act_cfg asks for LeakyReLU'
+        found = places(neck, nn.LeakyReLU)
+        assert found, 'act_cfg is not used'
+        assert not places(neck, nn.ReLU), 'a ReLU stays although act_cfg asks for LeakyReLU'
+        assert found == places(self.build(act_cfg=dict(type='ReLU')), nn.ReLU)
         with torch.no_grad():
             self.outputs(neck, self.inputs(self.image_sizes[0]))
+
+    def test_honours_conv_cfg(self) -> None:
+        with marked_convolution() as marked:
+            neck = self.build(conv_cfg=dict(type=marked.__name__))
+            with torch.no_grad():
+                self.outputs(neck, self.inputs(self.image_sizes[0]))
+        check_convolutions(neck, marked, self.plain_convolutions)

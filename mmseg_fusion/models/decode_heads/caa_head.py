@@ -68,6 +68,7 @@ class CAAHead(BaseDecodeHead):
         c1_channels: channels that the decoder reduces it to.
         **kwargs: arguments of ``BaseDecodeHead``. A batch norm in ``norm_cfg`` that names no
             ``eps`` gets the authors' 1e-3, in the whole head; one that does keeps it.
+            ``conv_cfg`` is that of all convolutions but the classifier.
 
     Shape:
         Inputs: levels of the backbone or neck, of which ``in_index`` is taken,
@@ -149,14 +150,11 @@ class CAAHead(BaseDecodeHead):
         self.c1_bottleneck = self.sep_bottleneck = None
         if c1_in_channels:
             self.c1_bottleneck = ConvModule(c1_in_channels, c1_channels, 1, **layer)
-            norm_act = dict(norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
             self.sep_bottleneck = nn.Sequential(
                 DepthwiseSeparableConvModule(
-                    self.channels + c1_channels, self.channels, 3, padding=1, **norm_act
+                    self.channels + c1_channels, self.channels, 3, padding=1, **layer
                 ),
-                DepthwiseSeparableConvModule(
-                    self.channels, self.channels, 3, padding=1, **norm_act
-                ),
+                DepthwiseSeparableConvModule(self.channels, self.channels, 3, padding=1, **layer),
             )
 
     def _forward_feature(self, inputs: Sequence[Tensor]) -> Tensor:

@@ -47,7 +47,8 @@ class GFFHead(BaseDecodeHead):
         kernel_size: of these.
         **kwargs: arguments of ``BaseDecodeHead``; ``channels`` is the width of the fusion and of
             the convolutions before the classifier. ``neck=dict(channels=...)`` is that of the
-            fusion alone: 128 under 256 in the authors' code.
+            fusion alone: 128 under 256 in the authors' code. ``conv_cfg`` is the kind of all
+            convolutions but the gates' and the classifier.
 
     Shape:
         Inputs: the backbone's levels (N, C_l, H_l, W_l), finest first, of which ``in_index`` lists

@@ -47,8 +47,8 @@ class KSACHead(BaseDecodeHead):
         c1_channels: what the decoder reduces them to.
         implementation: how the pyramid is computed, see
             :class:`~mmseg_fusion.models.layers.KernelSharingAtrousConv`.
-        **kwargs: arguments of ``BaseDecodeHead``; ``conv_cfg`` is that of all convolutions but
-            the shared one, which is a plain one.
+        **kwargs: arguments of ``BaseDecodeHead``; ``conv_cfg`` is that of all convolutions, the
+            decoder's separable ones too, but the shared one and the classifier, which are plain.
 
     Shape:
         ``inputs``: levels (N, C_i, H_i, W_i), the pyramid's chosen by ``in_index``. Output
@@ -93,9 +93,9 @@ class KSACHead(BaseDecodeHead):
             self.c1_bottleneck = ConvModule(c1_in_channels, c1_channels, 1, **conv)
             self.sep_bottleneck = nn.Sequential(
                 DepthwiseSeparableConvModule(
-                    self.channels + c1_channels, self.channels, 3, padding=1, **common
+                    self.channels + c1_channels, self.channels, 3, padding=1, **conv
                 ),
-                DepthwiseSeparableConvModule(self.channels, self.channels, 3, padding=1, **common),
+                DepthwiseSeparableConvModule(self.channels, self.channels, 3, padding=1, **conv),
             )
 
     def _pooled(self, x: Tensor) -> Tensor:

@@ -68,9 +68,9 @@ class SemanticFPNHead(BaseDecodeHead):
     Args:
         pyramid: config of a neck that makes the pyramid, ``dict(type='FPN', num_outs=4)`` for
             MMSegmentation's or ``dict(type='FaPN')``; ``in_channels`` and ``out_channels`` or
-            ``channels`` are the head's. Default: lateral convolutions and top-down sums without
-            FPN's 3x3 output convolutions. Chosen: with them the costs of table 9 of HFGD are
-            exceeded by a quarter.
+            ``channels`` are the head's, the configs of its layers its own. Default: lateral
+            convolutions and top-down sums without FPN's 3x3 output convolutions. Chosen: with them
+            the costs of table 9 of HFGD are exceeded by a quarter.
         lateral_kernel_size: of the default pyramid's lateral convolutions.
         extra_upsampling: one more block with upsampling to twice the size, for an output stride of
             2; no finer level of the backbone is taken.

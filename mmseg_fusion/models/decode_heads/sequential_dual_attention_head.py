@@ -47,7 +47,8 @@ class SequentialDualAttentionHead(BaseDecodeHead):
         pam_channels: channels of query and key in the spatial attention.
         order: ``'channel_spatial'`` is the thesis' order; ``'spatial_channel'`` the other one, in
             which the extra branch, ``pam``, answers from the spatial attention.
-        **kwargs: of :class:`mmseg.models.decode_heads.decode_head.BaseDecodeHead`.
+        **kwargs: of :class:`mmseg.models.decode_heads.decode_head.BaseDecodeHead`; ``conv_cfg`` is
+            that of f, g and h. MMSegmentation's PAM and both classifiers are plain.
 
     Shape:
         - Input: levels of the backbone; that of ``in_index`` is (N, in_channels, H, W).

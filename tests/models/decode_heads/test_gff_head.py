@@ -57,15 +57,18 @@ class _Head(HeadTester):
 
 class TestGFFHead(_Head):
     head = dict(type='GFFHead', in_index=[0, 1, 2, 3], context=PSP)
+    plain_convolutions = ('neck.gates.*',)
 
 
 class TestGFFHeadWithDFP(_Head):
     strides = (4, 8, 8, 8)
     head = dict(type='GFFHead', in_index=[0, 1, 2, 3], context=PSP, dfp='conv')
+    plain_convolutions = ('neck.gates.*',)
 
 
 class TestReleased(_Head):
     head = dict(type='GFFHead', in_index=[0, 2], **RELEASED)
+    plain_convolutions = ('neck.gates.*',)
 
     def check_align_corners(self) -> None:
         # It is on here: the check turns it on where it is off.
@@ -82,6 +85,7 @@ class TestFPNOverTheContext(_Head):
 
 class TestWithoutConvolutions(_Head):
     head = dict(type='GFFHead', in_index=[0, 1, 2, 3], context=PSP, num_convs=0)
+    plain_convolutions = ('neck.gates.*',)
 
     def check_channels(self) -> None:
         # Its classifier sees the concatenation: the context, and four levels.

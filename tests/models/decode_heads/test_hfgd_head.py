@@ -120,6 +120,8 @@ class TestOfStride2(Guided):
 
 class TestOnSemanticFPN(Guided):
     head = dict(Guided.head, upsampler=dict(type='SemanticFPNHead', pyramid=FPN))
+    # A neck with a config of its own.
+    plain_convolutions = ('upsampler.pyramid.*',)
 
 
 class TestOnUPer(Guided):
@@ -128,6 +130,8 @@ class TestOnUPer(Guided):
 
 class TestOnDeepLabV3Plus(Guided):
     head = dict(Guided.head, upsampler=DLV3PLUS)
+    # MMSegmentation's head does not pass it on to those.
+    plain_convolutions = ('upsampler.*.depthwise_conv.conv', 'upsampler.*.pointwise_conv.conv')
 
     def config(self, **changes):
         channels = changes.get('levels', self.channels)
@@ -142,6 +146,7 @@ class TestOnFPNHead(Guided):
 
 class TestOnAHeadFromOutside(Guided):
     head = dict(Guided.head, upsampler=dict(type='OutsideHead', in_index=[0, 3]), norm_cfg=None)
+    plain_convolutions = ('upsampler.mix',)
 
     def check_norm_cfg(self):
         self.outputs(self.build(norm_cfg=dict(type='GN', num_groups=2)), self.inputs(SIZE))

@@ -19,9 +19,11 @@ BN = dict(type='BN')
 class TestKSACHead(HeadTester):
     head = dict(type='KSACHead', in_index=2, dilations=(1, 2, 6))
     stride = 16
+    plain_convolutions = ('pyramid.conv',)
 
 
 class TestKSACHeadWithDecoder(HeadTester):
+    plain_convolutions = ('pyramid.conv',)
     # The decoder reads inputs[0] wherever in_index points.
     channels = (8, 16, 32)
     strides = (4, 8, 16)
@@ -163,19 +165,17 @@ def test_batch_norm_on_one_pooled_image_is_explained():
         assert able([x]).shape == (1, 3, 6, 6)
 
 
-def test_the_kind_of_convolution_is_passed_on():
-    class MarkedConv(nn.Conv2d):
-        pass
-
-    MODELS.register_module('MarkedConv', module=MarkedConv)
-    try:
-        head = build(conv_cfg=dict(type='MarkedConv'), c1_in_channels=5)
-    finally:
-        MODELS.module_dict.pop('MarkedConv')
-    marked = {name for name, m in head.named_modules() if isinstance(m, MarkedConv)}
-    # Not those of depth-wise pairs, as in mmseg's DepthwiseSeparableASPPHead.
-    expected = {'point.conv', 'image_pool.1.conv', 'bottleneck.conv', 'c1_bottleneck.conv'}
-    assert marked == expected
+def test_every_convolution_is_followed_by_norm_and_relu():
+    """Section 2.2.2, the decoder's separable pairs too; the pyramid has a norm per rate."""
+    head = build(c1_in_channels=5)
+    modules = {n: m for n, m in head.named_modules() if isinstance(m, ConvModule)}
+    convolutions = {n for n, m in head.named_modules() if isinstance(m, nn.Conv2d)}
+    alone = convolutions - {f'{name}.conv' for name in modules}
+    assert alone == {'conv_seg', 'pyramid.conv'}
+    assert sum('sep_bottleneck' in name for name in modules) == 4
+    for module in modules.values():
+        assert isinstance(module.norm, nn.BatchNorm2d)
+        assert isinstance(module.activate, nn.ReLU)
 
 
 @pytest.mark.parametrize('wrong', [dict(c1_in_channels=-1), dict(c1_in_channels=4, c1_channels=0)])

@@ -30,6 +30,8 @@ class TestSemanticFPNHead(HeadTester):
 class TestSemanticFPNHeadOfFPN(HeadTester):
     head = dict(type='SemanticFPNHead', in_index=ALL, pyramid=dict(type='FPN', num_outs=4))
     stride = 4
+    # A neck with a config of its own.
+    plain_convolutions = ('pyramid.*',)
 
 
 class TestUSFPNHead(HeadTester):

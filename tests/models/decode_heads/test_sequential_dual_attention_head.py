@@ -31,6 +31,7 @@ class TestSequentialDualAttentionHead(HeadTester):
     head = dict(type='SequentialDualAttentionHead', pam_channels=4, in_index=3)
     stride = 32
     channels, strides = (8, 16, 32, 64), (4, 8, 16, 32)
+    plain_convolutions = ('pam.*', 'branch_conv_seg')
     # On 2 x 2 cells a ReLU may be shut everywhere.
     image_sizes = ((160, 160), (33, 47), (50, 31))
     # Behind a gate that starts at 0, as in DAHead.

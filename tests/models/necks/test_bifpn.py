@@ -17,18 +17,21 @@ SIX = [(17, 23), (9, 12), (5, 6), (3, 3), (2, 2), (1, 1)]
 
 class TestBiFPN(NeckTester):
     neck = dict(type='BiFPN', channels=8, num_repeats=2)
+    takes_conv_cfg = False
     out_channels = (8,) * 8
     out_strides = (4, 8, 16, 32, 64, 128, 256, 512)
 
 
 class TestBiFPNSoftmax(NeckTester):
     neck = dict(type='BiFPN', channels=8, num_repeats=1, num_levels=5, fusion='softmax')
+    takes_conv_cfg = False
     out_channels = (8,) * 5
     out_strides = (4, 8, 16, 32, 64)
 
 
 class TestBiFPNSum(NeckTester):
     neck = dict(type='BiFPN', channels=8, num_repeats=1, num_levels=4, fusion='sum')
+    takes_conv_cfg = False
     out_channels = (8,) * 4
     out_strides = (4, 8, 16, 32)
 

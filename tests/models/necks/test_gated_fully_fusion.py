@@ -46,10 +46,12 @@ class _Neck(NeckTester):
 
 class TestGFF(_Neck):
     neck = dict(type='GatedFullyFusion', channels=8)
+    plain_convolutions = ('gates.*',)
 
 
 class TestGFFAtStride8(_Neck):
     neck = dict(type='GatedFullyFusion', channels=8, align_corners=True)
+    plain_convolutions = ('gates.*',)
     strides = out_strides = (4, 8, 8, 8)
 
 
@@ -67,9 +69,11 @@ class TestFPN(_Neck):
 
 class TestGatedFPN(_Neck):
     neck = dict(type='GatedFullyFusion', channels=8, fusion='gated_fpn')
+    plain_convolutions = ('gates.*',)
 
 
 class TestReleased(_Neck):
+    plain_convolutions = ('gates.*',)
     neck = dict(
         type='GatedFullyFusion',
         channels=8,
