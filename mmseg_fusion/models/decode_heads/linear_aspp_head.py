@@ -18,7 +18,7 @@ class LinearASPPHead(ASPPHead):
 
     In the authors' code the 3x3 convolution over the concatenated branches is alone, and what it
     gives, negative values too, goes into the gates and the fusion. ``ASPPHead`` would cut the
-    negative half off.
+    negative half off. It starts as the authors', which is PyTorch's own start.
 
     Args:
         **kwargs: arguments of ``ASPPHead``.
@@ -40,3 +40,9 @@ class LinearASPPHead(ASPPHead):
             norm_cfg=None,
             act_cfg=None,
         )
+        self.bottleneck.conv.reset_parameters()
+
+    def init_weights(self) -> None:
+        """As ``ASPPHead``, but for the last convolution."""
+        super().init_weights()
+        self.bottleneck.conv.reset_parameters()
