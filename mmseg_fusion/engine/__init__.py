@@ -1,5 +1,5 @@
 """What happens around training."""
 
-from . import hooks
+from . import hooks, metrics
 
-__all__ = ['hooks']
+__all__ = ['hooks', 'metrics']

@@ -1,0 +1,3 @@
+# Channel attention, then spatial attention.
+_base_ = './danet_lite0-d16_1xb4-1k_camvid-180x240.py'
+model = dict(decode_head=dict(type='SequentialDualAttentionHead'))

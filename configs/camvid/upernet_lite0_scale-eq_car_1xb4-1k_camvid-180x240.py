@@ -1,0 +1,2 @@
+_base_ = './upernet_lite0_car_1xb4-1k_camvid-180x240.py'
+custom_hooks = [dict(type='ScaleEqualizerHook')]
