@@ -69,6 +69,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('configs', nargs='*', metavar='CONFIG', help='the first is the baseline')
     parser.add_argument('--from', dest='source', type=Path, metavar='FILE', help='a record (JSON)')
     parser.add_argument('--run', action='store_true', help='with --from: run what it lacks')
+    parser.add_argument(
+        '--only', nargs='+', metavar='NAME', help='with --run: of the configs, these alone for now'
+    )
     parser.add_argument('--plan', action='store_true', help='write the record and run nothing yet')
     parser.add_argument('--baseline', metavar='CONFIG', help='one of the configs')
     parser.add_argument('--seeds', type=int, nargs='+', help='default: 0 1 2')
@@ -106,6 +109,8 @@ def parse_args() -> argparse.Namespace:
         parser.error('give configs, or --from with a record')
     if args.run and not args.source:
         parser.error('--run goes with --from; with configs nothing else is done anyway')
+    if args.only and not args.run:
+        parser.error('--only goes with --run')
     if args.plan and not args.configs:
         parser.error('--plan goes with configs')
     if args.source and not args.source.is_file():
@@ -574,6 +579,11 @@ def run_missing(record: dict[str, Any], file: Path, args: argparse.Namespace) ->
     keep()
     finished = {(r['config'], r['seed']) for r in record['runs']}
     missing = [run for run in runs if (run.name, run.seed) not in finished]
+    if args.only:
+        unknown = sorted({*args.only} - {*record['configs']})
+        if unknown:
+            raise SystemExit(f'--only: {unknown} are none of {sorted(record["configs"])}')
+        missing = [run for run in missing if run.name in args.only]
     return perform_all(args, missing, keep) if missing else []
 
 
