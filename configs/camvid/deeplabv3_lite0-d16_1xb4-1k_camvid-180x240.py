@@ -1,4 +1,4 @@
-# ASPP, the baseline of KSAC. 
+# ASPP, the baseline of KSAC.
 # As far, beside the map of 12 x 15, as the paper's 6, 12 and 18 on its maps of 33 x 33.
 _base_ = [
     '../_base_/models/lite0.py',  # EfficientNet-Lite0, pretrained on ImageNet, here at output stride 16

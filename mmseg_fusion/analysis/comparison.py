@@ -14,11 +14,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
+
+from mmengine.config import Config
 
 #: What a result depends on. Left out: where files lie, what is logged, saved and drawn, validation,
 #: and the file's own variables, which have done their work once the file has been read.
@@ -36,6 +39,28 @@ DECISIVE = (
     'sync_bn',
     'find_unused_parameters',
 )
+
+
+def prepared(path: str | Path, options: dict[str, Any] | None = None) -> Config:
+    """A config as it is trained: with options, ``IterationSeedHook`` and ``ClassIoUMetric``.
+
+    Args:
+        path: of the config.
+        options: what to change first, by dotted keys.
+    """
+    cfg = Config.fromfile(path)
+    cfg.merge_from_dict(dict(options or {}))
+    hooks = cfg.get('custom_hooks', [])
+    if not any(hook['type'] == 'IterationSeedHook' for hook in hooks):
+        cfg.custom_hooks = [*hooks, dict(type='IterationSeedHook')]
+    evaluator = cfg.get('test_evaluator')
+    if isinstance(evaluator, dict) and evaluator['type'] == 'IoUMetric':
+        evaluator['type'] = 'ClassIoUMetric'
+    imports = cfg.get('custom_imports') or dict(imports=[], allow_failed_imports=False)
+    if 'mmseg_fusion' not in imports['imports']:
+        imports['imports'] = [*imports['imports'], 'mmseg_fusion']
+    cfg.custom_imports = imports
+    return cfg
 
 
 def settings_of(cfg: dict[str, Any]) -> dict[str, Any]:
@@ -130,7 +155,6 @@ def rows(record: dict[str, Any], group: dict[str, Any]) -> list[dict[str, Any]]:
         runs = runs_of(record, name)
         values = {seed: run['mIoU'] for seed, run in runs.items()}
         row: dict[str, Any] = dict(config=name, n=len(runs), seeds=values)
-        row['path'] = record['configs'].get(name, {}).get('path')
         if runs:
             row['mean'] = mean(values.values())
             row['std'] = stdev(values.values()) if len(values) > 1 else None
@@ -160,13 +184,16 @@ def _is(value: float | None) -> bool:
 COLUMNS = ('model', 'mIoU', 'std', 'n', 'difference', 's/iter', 'memory', 'parameters')
 
 
-def cells(row: dict[str, Any], link: bool = False) -> tuple[str, ...]:
-    """One line of the main table as text; what is not known is a dash."""
-    name = row['config']
-    if link and row.get('path'):
-        name = f'[{name}]({row["path"]})'
+def common_end(names: Sequence[str]) -> str:
+    """What all names of MMSegmentation's kind end with, from ``_1xb4-...`` on; else nothing."""
+    ends = {m[0] if (m := re.search(r'_\d+xb\d.*$', name)) else '' for name in names}
+    return ends.pop() if len(ends) == 1 else ''
+
+
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """One line of the main table as text, behind the name; what is not known is a dash."""
     if not row['n']:
-        return (name, 'not run yet', *['–'] * 6)
+        return ('not run yet', *['–'] * 6)
     optional = [
         '–' if row[key] is None else show(row[key])
         for key, show in (
@@ -177,7 +204,7 @@ def cells(row: dict[str, Any], link: bool = False) -> tuple[str, ...]:
             ('parameters', lambda v: f'{v / 1e6:.2f} M'),
         )
     ]
-    return (name, f'{row["mean"]:.2f}', optional[0], str(row['n']), *optional[1:])
+    return (f'{row["mean"]:.2f}', optional[0], str(row['n']), *optional[1:])
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]], markdown: bool) -> list[str]:
@@ -188,76 +215,88 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]], markdown: bool) 
     return ['  '.join(c.ljust(w) for c, w in zip(line, widths)).rstrip() for line in [head, *lines]]
 
 
-def tables(record: dict[str, Any], markdown: bool = False, level: int = 2, links: str = '') -> str:
+def tables(record: dict[str, Any], markdown: bool = False) -> str:
     """All groups of a record as text or Markdown.
 
     Args:
         record: see the module.
-        markdown: tables with ``|``, titles with ``#``.
-        level: of the groups' titles in Markdown.
-        links: what stands before a config's path in Markdown links; without it there are none.
+        markdown: tables with ``|``, titles with ``##``.
     """
+    end = common_end([*record['configs']])
     parts = []
     for group in record['groups']:
         found = rows(record, group)
-        for row in found:
-            row['path'] = links + row['path'] if links and row['path'] else None
-        parts.append(f'{"#" * level} {group["title"]}' if markdown else group['title'])
-        parts.append('\n'.join(_table(COLUMNS, [cells(r, bool(links)) for r in found], markdown)))
+        lines = [(row['config'].removesuffix(end), *cells(row)) for row in found]
+        parts.append(f'## {group["title"]}' if markdown else group['title'])
+        parts.append('\n'.join(_table(COLUMNS, lines, markdown)))
         done = [row for row in found if row['n']]
         if done:
             classes = list(done[0]['IoU'])
             lines = [
-                (r['config'], *('–' if (v := r['IoU'][c]) is None else f'{v:.1f}' for c in classes))
-                for r in done
+                (
+                    row['config'].removesuffix(end),
+                    *('–' if (v := row['IoU'][c]) is None else f'{v:.1f}' for c in classes),
+                )
+                for row in done
             ]
             parts.append('IoU per class, means over the seeds:')
             parts.append('\n'.join(_table(('model', *classes), lines, markdown)))
+        if group.get('note'):
+            parts.append(group['note'])
     return '\n\n'.join(parts) + '\n'
 
 
-def page(record: dict[str, Any], source: str, links: str) -> str:
-    """A Markdown page of a record: title, note, tables, and the command that makes it.
+#: By this a page is known as one that may be written over.
+MADE = 'This page is made from its record by'
+
+
+def page(record: dict[str, Any], source: str, path: str) -> str:
+    """A Markdown page of a record: title, note, tables, and the commands that make it.
 
     Args:
         record: see the module.
-        source: the record's path, from the root of the repository.
-        links: from the page to the root of the repository, as ``../``.
+        source: the record's path, as it is written in the commands.
+        path: of the page, likewise.
     """
-    done = len(record['runs'])
     planned = len({n for g in record['groups'] for n in g['configs']}) * len(record['seeds'])
-    versions = record['runs'][0].get('versions', {}) if record['runs'] else {}
     how = (
         'mIoU in per cent on the test split, mean over the seeds; std: standard deviation over the '
         'seeds; n: how many; difference: to the first line of the table, over the seeds that both '
-        'have, with the 95 % interval of the paired t. Seconds per iteration are the median of the '
-        'training run on the machine as busy as it was, memory is the peak of the process (of the '
-        'GPU, where there is one).'
+        'have, with the 95 % interval of the paired t, where two seeds or more allow one. '
+        's/iter: median of the seconds per iteration of training, on a machine as busy as it was; '
+        'memory: peak of the process, or of the GPU where there is one; parameters: without '
+        'auxiliary heads.'
     )
+    end = common_end([*record['configs']])
+    if end:
+        how += f" The configs' names end with `{end}`."
     parts = [f'# {record["title"]}', record.get('note', '').strip(), how]
-    parts.append(f'{done} of {planned} runs are finished.')
-    if versions:
-        parts.append('Versions: ' + ', '.join(f'{k} {v}' for k, v in versions.items()) + '.')
-    parts.append(tables(record, markdown=True, links=links).strip())
+    done = f'{len(record["runs"])} of {planned} runs are finished.'
+    places = sorted({f'{run["device"]}' for run in record['runs']})
+    stacks = {', '.join(f'{k} {v}' for k, v in run['versions'].items()) for run in record['runs']}
+    if places:
+        done += f' They ran on {" and ".join(places)}, with {"; or ".join(sorted(stacks))}.'
+    parts += [done, tables(record, markdown=True).strip()]
     parts.append(
-        'This page is made from its record by\n\n```shell\n'
-        f'python tools/compare.py --from {source} --write PAGE.md\n```\n\n'
-        'and the runs that are missing are made by\n\n```shell\n'
-        f'python tools/compare.py --from {source} --run\n```'
+        f'## How it was made\n\n{MADE}\n\n'
+        f'```shell\npython tools/compare.py --from {source} --write {path}\n```\n\n'
+        'and the runs that are missing are made by\n\n'
+        f'```shell\npython tools/compare.py --from {source} --run\n```'
     )
     return '\n\n'.join(p for p in parts if p) + '\n'
 
 
 def summary(record: dict[str, Any]) -> str:
     """The differences alone: a Markdown table with one line per method that has been run."""
+    end = common_end([*record['configs']])
     lines = []
     for group in record['groups']:
         base, *others = rows(record, group)
         lines += [
             (
-                group['title'],
+                base['config'].removesuffix(end),
+                row['config'].removesuffix(end),
                 f'{base["mean"]:.2f}',
-                row['config'].split('_1xb')[0],
                 f'{row["mean"]:.2f}',
                 str(row['difference'] or '–'),
                 str(row['n']),
@@ -265,8 +304,24 @@ def summary(record: dict[str, Any]) -> str:
             for row in others
             if base['n'] and row['n']
         ]
-    head = ('baseline', 'mIoU', 'model', 'mIoU', 'paired difference', 'n')
+    head = ('baseline', 'with the method', 'mIoU', 'mIoU', 'paired difference', 'seeds')
     return '\n'.join(_table(head, lines, True)) + '\n'
+
+
+BEGIN, END = '<!-- comparison: begin -->', '<!-- comparison: end -->'
+
+
+def inserted(text: str, record: dict[str, Any]) -> str:
+    """``text`` with the summary of ``record`` between its two lines :data:`BEGIN`, :data:`END`.
+
+    Raises:
+        ValueError: the two lines are not there, once each and in this order.
+    """
+    head, begin, rest = text.partition(BEGIN + '\n')
+    _, end, tail = rest.partition(END)
+    if not begin or not end or BEGIN in rest or END in tail:
+        raise ValueError(f'expected one line {BEGIN!r} and behind it one line {END!r}')
+    return f'{head}{begin}{summary(record)}{end}{tail}'
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -294,7 +349,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def text(record: dict[str, Any]) -> str:
-    """A record as JSON with one line per group, config and run, so that versions of it diff well."""
+    """A record as JSON, a line per group, config and run, so that versions of it diff well."""
 
     def one_per_line(items: list[str], brackets: str) -> str:
         return f'{brackets[0]}\n' + ',\n'.join('  ' + i for i in items) + f'\n {brackets[1]}'
@@ -346,7 +401,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
                 half = t.ppf(0.975, row['n'] - 1) * row['std'] / math.sqrt(row['n'])
                 axis.plot([row['mean'] - half, row['mean'] + half], [height] * 2, color=colour)
             ticks.append(height)
-            labels.append(row['config'].split('_1xb')[0])
+            labels.append(row['config'].removesuffix(common_end([*record['configs']])))
     axis.set_yticks(ticks, labels)
     axis.set_xlabel(
         'mIoU in per cent: circles are seeds, diamonds their mean, lines its 95 % interval'

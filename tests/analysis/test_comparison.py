@@ -14,7 +14,13 @@ from mmseg_fusion.analysis import comparison
 def run(config: str, seed: int, miou: float, **more) -> dict:
     found = dict(config=config, seed=seed, fingerprint='f', mIoU=miou, aAcc=90.0, mAcc=50.0)
     found.update(IoU=dict(sky=miou + 1, road=miou - 1), seconds_per_iteration=0.5 + seed)
-    found.update(peak_memory_mb=100, parameters=2_500_000, iterations=6, versions={'torch': '2'})
+    found.update(
+        peak_memory_mb=100,
+        parameters=2_500_000,
+        iterations=6,
+        versions={'torch': '2'},
+        device='CPU',
+    )
     return {**found, **more}
 
 
@@ -77,15 +83,36 @@ def test_tables_show_every_row_and_what_is_missing(record):
         assert '2.50 M' in text
         assert 'not run yet' in text
         assert 'sky' in text
-    page = comparison.page(record, 'results/x.json', '../')
+
+
+def test_page(record):
+    page = comparison.page(record, 'results/x.json', 'docs/x.md')
     assert page.startswith('# Street\n\nSmall.')
     assert '6 of 9 runs are finished.' in page
-    assert '[b](../configs/x/b.py)' in page
+    assert 'compare.py --from results/x.json --write docs/x.md' in page
     lines = [line for line in page.splitlines() if line.startswith('|')]
     assert len({line.count('|') for line in lines[:5]}) == 1
+
+
+def test_names_lose_what_they_share(record):
+    names = {n: f'{n}_1xb4-1k_street-8x8' for n in 'abc'}
+    assert comparison.common_end([*names.values()]) == '_1xb4-1k_street-8x8'
+    assert comparison.common_end([*names.values(), 'd_1xb4-2k_street-8x8']) == ''
+    assert comparison.common_end(['a', 'b']) == ''
+
+
+def test_summary_and_where_it_is_inserted(record):
     assert comparison.summary(record).splitlines()[2:] == [
-        '| Heads | 41.00 | b | 42.33 | +1.33 [-0.10, +2.77] | 3 |'
+        '| a | b | 41.00 | 42.33 | +1.33 [-0.10, +2.77] | 3 |'
     ]
+    text = f'before\n{comparison.BEGIN}\nold\n{comparison.END}\nafter\n'
+    found = comparison.inserted(text, record)
+    assert found == comparison.inserted(found, record)
+    assert found.startswith(f'before\n{comparison.BEGIN}\n| baseline')
+    assert found.endswith(f'| 3 |\n{comparison.END}\nafter\n')
+    for wrong in ('', f'{comparison.BEGIN}\n', f'{comparison.END}\n{comparison.BEGIN}\n', text * 2):
+        with pytest.raises(ValueError, match='expected one line'):
+            comparison.inserted(wrong, record)
 
 
 def test_record_is_read_as_it_was_written(record, tmp_path):

@@ -24,6 +24,10 @@ OURS_ALONE = {
     # mmseg has nothing like these: tests/datasets and tests/configs/test_models.py.
     'datasets/camvid.py',
     'datasets/fusion_shapes.py',
+    # CamVid from pretrained weights: tests/configs/test_lite0.py.
+    'datasets/camvid_180x240.py',
+    'models/lite0.py',
+    'schedules/schedule_1k_pretrained.py',
     'models/r18-d8.py',
     'models/upernet_r18.py',
     'schedules/schedule_1k.py',

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from mmseg_fusion.analysis.comparison import BEGIN, END
 
 from .running import TOOLS, environment, run, small_config
 
@@ -48,10 +52,13 @@ def results(path: Path) -> dict[tuple[str, int], dict]:
 
 @pytest.fixture(scope='module')
 def compared(tmp_path_factory) -> Path:
-    """A folder in which two configs were compared over two seeds."""
+    """A folder in which two configs were compared, side by side."""
     folder = tmp_path_factory.mktemp('compared')
     paths = [p.name for p in configs(folder)]
-    result = run(TOOL, *paths, '--seeds', 0, 1, '--work-dir', 'work', '--threads', 1, cwd=folder)
+    result = run(
+        TOOL, *paths, '--seeds', 0, '--work-dir', 'work', '--threads', 1, '--jobs', 2,
+        '--title', 'Width', '--plot', 'plot.png', cwd=folder,
+    )  # fmt: skip
     (folder / 'printed.txt').write_text(result.stdout)
     return folder
 
@@ -59,69 +66,185 @@ def compared(tmp_path_factory) -> Path:
 @pytest.mark.stack
 def test_compare_trains_tests_and_prints_one_table(compared):
     runs = results(compared / 'work' / 'results.json')
-    assert list(runs) == [('narrow', 0), ('wide', 0), ('narrow', 1), ('wide', 1)]
+    assert list(runs) == [('narrow', 0), ('wide', 0)]
     for (name, seed), found in runs.items():
         assert (compared / 'work' / name / f'seed-{seed}' / 'iter_6.pth').is_file()
         assert len(found['IoU']) == 8
         assert found['mIoU'] == pytest.approx(sum(found['IoU'].values()) / 8, abs=1e-3)
         assert found['iterations'] == 6
-    assert runs['narrow', 0]['parameters'] < runs['wide', 0]['parameters']
+    narrow, wide = runs['narrow', 0], runs['wide', 0]
+    assert narrow['parameters'] < wide['parameters']
     # What tools/test.py says of the same checkpoint.
-    work = compared / 'work' / 'wide' / 'seed-1'
+    work = compared / 'work' / 'wide' / 'seed-0'
     said = run(TOOLS / 'test.py', work / 'config.py', work / 'iter_6.pth', cwd=compared).stdout
-    assert f'mIoU: {runs["wide", 1]["mIoU"]:.2f}' in said.replace('  ', ' ')
+    assert re.search(rf'mIoU: {wide["mIoU"]:.2f}\d*\b', said)
     lines = (compared / 'printed.txt').read_text().splitlines()
-    narrow = next(line for line in lines if line.startswith('narrow '))
-    mean = (runs['narrow', 0]['mIoU'] + runs['narrow', 1]['mIoU']) / 2
-    assert f'{mean:.2f}' in narrow
+    assert lines[0] == 'Width'
+    row = next(line for line in lines if line.startswith('wide ')).split()
+    assert row[1] == f'{wide["mIoU"]:.2f}'
+    assert row[4] == f'{wide["mIoU"] - narrow["mIoU"]:+.2f}'
+    assert (compared / 'plot.png').stat().st_size > 1000
+
+
+@pytest.mark.stack
+def test_models_of_one_seed_see_the_same_images(compared):
+    # The first loss differs with the weights; the first image does not: it is drawn before any.
+    first = {}
+    for name in ('narrow', 'wide'):
+        scalars = next((compared / 'work' / name / 'seed-0').glob('*/vis_data/scalars.json'))
+        first[name] = json.loads(scalars.read_text().splitlines()[0])
+        config = (compared / 'work' / name / 'seed-0' / 'config.py').read_text()
+        assert 'IterationSeedHook' in config
+        assert 'seed=0' in config
+    assert first['narrow']['loss'] != first['wide']['loss']
 
 
 @pytest.mark.stack
 def test_finished_runs_are_taken_from_the_record(compared, tmp_path):
     # As in a fresh clone: the record is there, the work directories are gone.
-    paths = configs(tmp_path)
+    names = [p.name for p in configs(tmp_path)]
     record = tmp_path / 'record.json'
-    record.write_text((compared / 'work' / 'results.json').read_text())
-    before = record.read_text()
-    names = [p.name for p in paths]
-    run(TOOL, *names, '--seeds', 0, 1, '--results', record, cwd=tmp_path)
+    before = (compared / 'work' / 'results.json').read_text()
+    record.write_text(before)
+    found = run(TOOL, *names, '--seeds', 0, '--title', 'Width', '--results', record, cwd=tmp_path)
     assert record.read_text() == before
+    assert found.stdout == (compared / 'printed.txt').read_text()
     assert not (tmp_path / 'work_dirs').exists()
+    # The page, the lines of another page, and the same again without any config.
+    (tmp_path / 'other.md').write_text(f'a\n{BEGIN}\n{END}\nb\n')
+    made = ['--write', 'page.md', '--insert', 'other.md']
+    for _ in range(2):
+        run(TOOL, '--from', 'record.json', *made, cwd=tmp_path)
+    miou = f'{results(record)["wide", 0]["mIoU"]:.2f}'
+    assert miou in (tmp_path / 'page.md').read_text()
+    assert miou in (tmp_path / 'other.md').read_text()
+    found = run(TOOL, '--from', 'record.json', '--write', 'other.md', cwd=tmp_path, check=False)
+    assert found.returncode
+    assert 'not made by this tool' in found.stderr
 
 
 @pytest.mark.stack
-@pytest.mark.parametrize('whole_group', [True, False], ids=['all processes', 'compare alone'])
-def test_killed_in_the_middle_gives_the_same_table(compared, tmp_path, whole_group):
+def test_a_changed_config_is_refused_with_the_difference(compared, tmp_path):
+    record = tmp_path / 'record.json'
+    record.write_text((compared / 'work' / 'results.json').read_text())
     names = [p.name for p in configs(tmp_path)]
-    command = [*names, '--seeds', 0, 1, '--work-dir', 'work', '--threads', 1]
+    with (tmp_path / 'wide.py').open('a') as file:
+        file.write('optim_wrapper = dict(optimizer=dict(lr=0.5))\n')
+    # By the record, and by what lies in the work directory.
+    for where in (
+        ['--results', record],
+        ['--work-dir', compared / 'work', '--results', 'new.json'],
+    ):
+        found = run(TOOL, *names, '--seeds', 0, *where, cwd=tmp_path, check=False)
+        assert found.returncode
+        assert 'wide has changed' in found.stderr
+        assert 'optim_wrapper.optimizer.lr: 0.003 -> 0.5' in found.stderr
+        assert 'narrow has' not in found.stderr
+
+
+@pytest.mark.stack
+def test_one_failed_run_does_not_lose_the_others(compared, tmp_path):
+    names = [p.name for p in configs(tmp_path)]
+    with (tmp_path / 'narrow.py').open('a') as file:
+        file.write("train_dataloader['dataset']['type'] = 'NoSuchDataset'\n")
+    command = [*names, '--seeds', 0, '--threads', 1, '--work-dir', 'work', '--title', 'Width']
+    found = run(TOOL, *command, cwd=tmp_path, check=False)
+    assert found.returncode
+    assert '1 runs failed' in found.stderr
+    assert 'narrow, seed 0' in found.stderr
+    assert 'train.log ends with' in found.stderr
+    assert 'NoSuchDataset' in found.stderr
+    record = tmp_path / 'work' / 'results.json'
+    assert results(record)['wide', 0] == results(compared / 'work' / 'results.json')['wide', 0]
+    assert list(results(record)) == [('wide', 0)]
+    assert 'not run yet' in found.stdout
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started, on Linux."""
+    files = Path(f'/proc/{pid}/task').glob('*/children')
+    return [int(child) for file in files for child in file.read_text().split()]
+
+
+@pytest.mark.stack
+@pytest.mark.skipif(sys.platform != 'linux', reason='finds the processes in /proc')
+@pytest.mark.parametrize('whole', [True, False], ids=['all processes', 'compare alone'])
+def test_killed_in_the_middle_gives_the_same_table(compared, tmp_path, whole):
+    names = [p.name for p in configs(tmp_path)]
+    # Of two configs one is trained: the other is there already.
+    record = json.loads((compared / 'work' / 'results.json').read_text())
+    record['runs'] = [r for r in record['runs'] if r['config'] == 'wide']
+    (tmp_path / 'record.json').write_text(json.dumps(record))
+    command = [
+        *names, '--seeds', 0, '--work-dir', 'work', '--threads', 1, '--title', 'Width',
+        '--results', 'record.json',
+    ]  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, '-S', str(TOOL), *map(str, command)], cwd=tmp_path, env=environment(),
-        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    seed = tmp_path / 'work' / 'narrow' / 'seed-0'
-    deadline = time.monotonic() + 120
-    while not list(seed.glob('iter_[24].pth')) or not (seed / 'last_checkpoint').is_file():
+    folder = tmp_path / 'work' / 'narrow' / 'seed-0'
+    deadline = time.monotonic() + 200
+    while not (folder / 'last_checkpoint').is_file():
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    inner = [int(p) for p in Path(f'/proc/{process.pid}/task').glob('*/children')] if False else []
-    if whole_group:
-        children = subprocess.run(
-            ['ps', '-o', 'pid=', '--ppid', str(process.pid)], capture_output=True, text=True
-        ).stdout.split()
-        inner = [int(p) for p in children]
+    trainings = children(process.pid)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    for pid in inner:
-        os.kill(pid, signal.SIGKILL)
-    assert not (seed / 'result.json').exists()
+    assert trainings
+    if whole:
+        for pid in trainings:
+            os.kill(pid, signal.SIGKILL)
+        # Cut off between two checkpoints.
+        assert not (folder / 'iter_6.pth').exists()
+    assert not (folder / 'result.json').exists()
 
     again = run(TOOL, *command, cwd=tmp_path)
-    assert results(tmp_path / 'work' / 'results.json') == results(
-        compared / 'work' / 'results.json'
-    )
-    log = (seed / 'train.log').read_text()
-    if whole_group:
-        assert 'resumed from' in log.lower() or 'resume' in log.lower()
-    else:
-        assert 'waits for a process' in again.stderr or 'resume' in log.lower()
+    expected = compared / 'work' / 'results.json'
+    assert results(tmp_path / 'record.json') == {k: results(expected)[k] for k in results(expected)}
+    without_times = [re.sub(r'\d+\.\d+ +\d+ MB', '', line) for line in again.stdout.splitlines()]
+    printed = (compared / 'printed.txt').read_text().splitlines()
+    assert without_times == [re.sub(r'\d+\.\d+ +\d+ MB', '', line) for line in printed]
+    assert 'resumed from' in (folder / 'train.log').read_text().lower()
+
+
+@pytest.mark.stack
+def test_several_processes_per_run(tmp_path):
+    names = [configs(tmp_path, iterations=2)[0].name]
+    run(
+        TOOL, *names, '--seeds', 3, '--launcher', 'pytorch', '--gpus-per-run', 2, '--threads', 1,
+        '--cfg-options', 'default_hooks.checkpoint.interval=2', cwd=tmp_path,
+    )  # fmt: skip
+    record = json.loads((tmp_path / 'work_dirs/compare/results.json').read_text())
+    assert [(r['config'], r['seed'], r['iterations']) for r in record['runs']] == [('narrow', 3, 2)]
+    assert record['configs']['narrow']['options'] == {'default_hooks.checkpoint.interval': 2}
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ([], 'give configs'),
+        (['narrow.py', '--from', 'x.json'], 'give configs'),
+        (['narrow.py', '--run'], '--run goes with --from'),
+        (['--from', 'x.json'], 'x.json is not a file'),
+        (['narrow.py', 'narrow.py'], 'one name'),
+        (['narrow.py', '--baseline', 'wide.py'], 'none of the configs'),
+        (['narrow.py', '--seeds', 1, 1], 'stands twice'),
+        (['narrow.py', '--gpus-per-run', 2], '--launcher'),
+        (['narrow.py', '--launcher', 'slurm'], '--partition'),
+        (['narrow.py', '--jobs', 0], '--jobs must be at least 1'),
+        (['narow.py'], 'not a file'),
+    ],
+)
+def test_wrong_arguments(arguments, message, tmp_path, monkeypatch, capsys):
+    configs(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    spec = importlib.util.spec_from_file_location('compare', TOOL)
+    tool = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, 'compare', tool)
+    spec.loader.exec_module(tool)
+    with pytest.raises(SystemExit) as error:
+        tool.parse_args([str(a) for a in arguments])
+    assert error.value.code
+    assert message in f'{error.value.code}{capsys.readouterr().err}'

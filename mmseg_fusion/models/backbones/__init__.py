@@ -1,8 +1,8 @@
 """Backbones that MMSegmentation lacks."""
 
+from . import package_checkpoint  # noqa: F401
 from .dilated_densenet import DilatedDenseNet
 from .dilated_efficientnet import DilatedEfficientNet
-from . import package_checkpoint  # noqa: F401
 from .scaled_efficientnet import ScaledEfficientNet
 from .wider_resnet import WiderResNet
 from .xception import AlignedXception

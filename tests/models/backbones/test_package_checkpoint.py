@@ -139,6 +139,6 @@ def test_several_files_are_chosen_by_name(package):
 
 
 def test_no_code_runs_out_of_a_package(package):
-    with pytest.raises(Exception, match='[Ww]eights.only'):
+    with pytest.raises(Exception, match=r'[Ww]eights.only'):
         load_from_package('package://some-weights/weights/b.pth')
     assert not (package / 'ran').exists()
