@@ -178,15 +178,20 @@ class CPHead(BaseDecodeHead):
         """Logits (N, out_channels, h, w) in the size of the grid."""
         return self.cls_seg(self._forward_feature(inputs)[0])
 
+    def feature_and_losses(
+        self, inputs: list[Tensor], batch_data_samples: SampleList
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The feature before the classifier, and the loss of the prior."""
+        feature, prior = self._forward_feature(inputs)
+        if self.loss_prior_decode is None:
+            return feature, {}
+        label = self._stack_batch_gt(batch_data_samples).squeeze(1)
+        loss = self.loss_prior_decode(prior, label, ignore_index=self.ignore_index)
+        return feature, {self.loss_prior_decode.loss_name: loss}
+
     def loss(
         self, inputs: list[Tensor], batch_data_samples: SampleList, train_cfg: ConfigType
     ) -> dict[str, Tensor]:
         """The losses of the logits, and that of the prior."""
-        feature, prior = self._forward_feature(inputs)
-        losses = self.loss_by_feat(self.cls_seg(feature), batch_data_samples)
-        if self.loss_prior_decode is not None:
-            label = self._stack_batch_gt(batch_data_samples).squeeze(1)
-            losses[self.loss_prior_decode.loss_name] = self.loss_prior_decode(
-                prior, label, ignore_index=self.ignore_index
-            )
-        return losses
+        feature, losses = self.feature_and_losses(inputs, batch_data_samples)
+        return {**self.loss_by_feat(self.cls_seg(feature), batch_data_samples), **losses}

@@ -12,10 +12,11 @@ from mmcv.cnn import ConvModule
 from mmengine.logging import print_log
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
+from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 
 from ..layers.dense_feature_pyramid import DenseFeaturePyramid, Form, stack_features
-from ..layers.headless import build_headless, one_feature
+from ..layers.headless import build_headless, feature_of, with_levels
 from ..layers.levels import check_levels
 from ..necks.gated_fully_fusion import TOP_DOWN
 
@@ -24,8 +25,8 @@ from ..necks.gated_fully_fusion import TOP_DOWN
 class GFFHead(BaseDecodeHead):
     """GFFNet behind any backbone (figure 3).
 
-    The context :math:`y_0` of the last level (pyramid pooling, ASPP, any decode head without its
-    classifier); the levels fused by
+    The context :math:`y_0` of the last level (pyramid pooling, ASPP, another decode head without
+    its classifier); the levels fused by
     :class:`~mmseg_fusion.models.necks.GatedFullyFusion`; with ``dfp``, the
     :class:`~mmseg_fusion.models.layers.DenseFeaturePyramid` over both. What comes out is resized to
     the finest level, concatenated, and classified. A neck would hide the backbone's levels from
@@ -36,9 +37,11 @@ class GFFHead(BaseDecodeHead):
             interface): ``dict(fusion='concat')`` is that row of table 1. ``in_channels``,
             ``channels``, ``align_corners`` and the configs of the layers are the head's where they
             are not given.
-        context: config of the decode head that gives :math:`y_0`; ``in_channels``, ``in_index``
-            (into the backbone's levels) default to those of the last level that is fused,
-            ``channels`` and the rest to the head's. The paper's is that of PSPNet.
+        context: config of the decode head that gives :math:`y_0`, without its classifier, dropout
+            and loss. Its ``in_index`` counts the backbone's levels and defaults to the last level
+            that is fused, from which negative numbers count; ``in_channels`` follows from it where
+            the level is one of those fused; ``channels`` and the rest default to the head's. The
+            paper's is that of PSPNet.
         fuse_context: whether the context is the last level of the fusion as well. ``'auto'``: for
             FPN and gated FPN, which the paper runs over five levels so.
         dfp: None, ``'conv'`` (equation 6) or ``'dilated'`` (the authors' code, which needs
@@ -111,11 +114,10 @@ class GFFHead(BaseDecodeHead):
         common = dict(align_corners=self.align_corners, **conv)
         self.context, context_channels = build_headless(
             'GFFHead: context',
-            context,
-            in_channels=self.in_channels[-1],
-            in_index=self.in_index[-1],
+            with_levels('GFFHead: context', context, self.in_index, self.in_channels),
             channels=channels,
             num_classes=self.num_classes,
+            ignore_index=self.ignore_index,
             out_channels=self.out_channels,
             threshold=self.threshold,
             init_cfg=None,
@@ -161,10 +163,12 @@ class GFFHead(BaseDecodeHead):
         if not num_convs:
             self.conv_seg = nn.Conv2d(total, self.out_channels, 1)
 
-    def _forward_feature(self, inputs: Sequence[Tensor]) -> Tensor:
-        """What the classifier sees, at the size of the finest level."""
+    def _forward_feature(
+        self, inputs: Sequence[Tensor], samples: SampleList | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the classifier sees, at the size of the finest level; losses of the context."""
         levels = self._transform_inputs(inputs)
-        context = one_feature('GFFHead: context', self.context, self.context(inputs))
+        context, losses = feature_of('GFFHead: context', self.context, inputs, samples=samples)
         if self.fuse_context:
             levels = [*levels, context]
         fused, reduced = self.neck(levels, with_reduced=True)
@@ -175,11 +179,25 @@ class GFFHead(BaseDecodeHead):
             if self.pyramid.form == 'dilated':
                 # In the order of the authors' code: its checkpoints can be read.
                 outs.insert(1, reduced[-1])
-        return self.final(stack_features(outs, fused[0], self.align_corners))
+        return self.final(stack_features(outs, fused[0], self.align_corners)), losses
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Logits (N, num_classes, H_1, W_1)."""
-        return self.cls_seg(self._forward_feature(inputs))
+        feature, _ = self._forward_feature(inputs)
+        return self.cls_seg(feature)
+
+    def feature_and_losses(
+        self, inputs: Sequence[Tensor], batch_data_samples: SampleList
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the classifier sees, and the context's own losses."""
+        return self._forward_feature(inputs, batch_data_samples)
+
+    def loss(
+        self, inputs: Sequence[Tensor], batch_data_samples: SampleList, train_cfg: ConfigType
+    ) -> dict[str, Tensor]:
+        """The losses of the logits, and the context's own, whose names begin with ``context_``."""
+        feature, losses = self.feature_and_losses(inputs, batch_data_samples)
+        return {**self.loss_by_feat(self.cls_seg(feature), batch_data_samples), **losses}
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         _adopt_context(self, state_dict, prefix)

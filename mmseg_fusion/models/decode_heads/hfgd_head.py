@@ -13,11 +13,12 @@ from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
+from mmseg.utils import SampleList
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..layers.attention import AxialAttention
-from ..layers.headless import build_headless, check_head, one_feature
+from ..layers.headless import build_headless, check_head, feature_of, with_levels
 from ..layers.levels import check_levels
 
 
@@ -46,11 +47,14 @@ class HFGDHead(BaseDecodeHead):
     Args:
         in_channels: channels of the backbone's levels, finest first.
         channels: width of the class tokens, which is that of the upsampler's feature.
-        upsampler: config of any decode head; its classifier is taken off. ``in_index`` counts the
-            levels of this head (``in_index`` below), and defaults to all of them; ``in_channels``
-            follows from it, ``channels`` and the configs of the layers default to those here.
+        upsampler: config of a decode head; its classifier, with dropout and loss, is taken off.
+            ``in_index`` counts the levels of this head (``in_index`` below), and defaults to all of
+            them; ``in_channels`` follows from it, ``channels`` and the configs of the layers
+            default to those here.
         encoder: config of the decode head whose feature is the high-level one, without its
-            classifier, on the last level by default. Default: the context-augmented encoder, whose
+            classifier, dropout and loss. ``in_index`` counts the backbone's levels and defaults to
+            the last level of this head, from which negative numbers count; ``in_channels`` follows
+            from it. Default: the context-augmented encoder, whose
             self-attention is regularized with ``type='CAREncoderDecoder'`` and
             ``car=dict(layer='encoder.out_conv')``. None: the level itself ("Identity").
             An encoder with a coarse prediction of its own (OCR) gets it as the second head of a
@@ -70,7 +74,8 @@ class HFGDHead(BaseDecodeHead):
 
     Losses:
         ``loss_ce`` and ``acc_seg`` of the student, ``teacher_loss_ce`` and ``teacher_acc_seg`` of
-        the teacher.
+        the teacher; ``encoder_...`` and ``upsampler_...``: losses of their own, such as the
+        affinity loss of ``CPHead``.
 
     Raises:
         ValueError: a part has the wrong width or is no decode head with one output.
@@ -112,6 +117,7 @@ class HFGDHead(BaseDecodeHead):
             conv,
             channels=channels,
             num_classes=self.num_classes,
+            ignore_index=self.ignore_index,
             out_channels=self.out_channels,
             threshold=self.threshold,
             align_corners=self.align_corners,
@@ -120,7 +126,10 @@ class HFGDHead(BaseDecodeHead):
         high_channels, self.encoder = self.in_channels[-1], None
         if encoder is not None:
             self.encoder, high_channels = build_headless(
-                'HFGDHead: encoder', encoder, **self._seen_by(encoder), **part
+                'HFGDHead: encoder',
+                with_levels('HFGDHead: encoder', encoder, self.in_index, self.in_channels),
+                cascaded=True,
+                **part,
             )
         levels = [*self.in_channels[:-1], high_channels]
         check_head('HFGDHead: upsampler', upsampler)
@@ -180,30 +189,19 @@ class HFGDHead(BaseDecodeHead):
                 )
             self.axial_attention = AxialAttention(channels, channels, **options)
 
-    def _seen_by(self, encoder: dict) -> dict[str, Any]:
-        """``in_index``, which counts the backbone's levels, and ``in_channels`` of an encoder."""
-        check_head('HFGDHead: encoder', encoder)
-        index = encoder.get('in_index', self.in_index[-1])
-        if 'in_channels' in encoder:
-            return dict(in_index=index)
-        known = dict(zip(self.in_index, self.in_channels))
-        many = isinstance(index, (list, tuple))
-        if not set(index if many else [index]) <= set(known):
-            raise ValueError(
-                f'HFGDHead: encoder has in_index={index!r}, and in_index={self.in_index} of the '
-                'head does not say the channels of that: set decode_head.encoder.in_channels'
-            )
-        channels = [known[i] for i in index] if many else known[index]
-        return dict(in_index=index, in_channels=channels)
-
     @property
     def _stops(self) -> bool:
         return self.guidance and self.stop_gradient
 
-    def _high(self, inputs: Sequence[Tensor], previous: Sequence[Tensor]) -> Tensor:
-        """The high-level feature."""
+    def _high(
+        self,
+        inputs: Sequence[Tensor],
+        previous: Sequence[Tensor],
+        samples: SampleList | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The high-level feature, and the encoder's own losses."""
         if self.encoder is None:
-            return inputs[self.in_index[-1]]
+            return inputs[self.in_index[-1]], {}
         cascaded = isinstance(self.encoder, BaseCascadeDecodeHead)
         if cascaded and not previous:
             raise ValueError(
@@ -211,16 +209,18 @@ class HFGDHead(BaseDecodeHead):
                 "another head: set model.type='CascadeEncoderDecoder' and a list of two decode "
                 'heads, this one second'
             )
-        out = self.encoder(inputs, *(previous if cascaded else ()))
-        return one_feature('HFGDHead: encoder', self.encoder, out)
+        previous = previous if cascaded else ()
+        return feature_of('HFGDHead: encoder', self.encoder, inputs, *previous, samples=samples)
 
-    def _student(self, inputs: Sequence[Tensor], high: Tensor) -> Tensor:
-        """The feature of upsampler and axial attention."""
+    def _student(
+        self, inputs: Sequence[Tensor], high: Tensor, samples: SampleList | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The feature of upsampler and axial attention, and the upsampler's own losses."""
         levels = [*self._transform_inputs(inputs)[:-1], high]
         if self._stops:
             levels = [x.detach() for x in levels]
-        student = one_feature('HFGDHead: upsampler', self.upsampler, self.upsampler(levels))
-        return student if self.axial_attention is None else self.axial_attention(student)
+        student, losses = feature_of('HFGDHead: upsampler', self.upsampler, levels, samples=samples)
+        return (student if self.axial_attention is None else self.axial_attention(student)), losses
 
     def _classified(self, student: Tensor) -> Tensor:
         """Logits of the student, whose loss does not move the tokens."""
@@ -233,13 +233,15 @@ class HFGDHead(BaseDecodeHead):
 
     def forward(self, inputs: Sequence[Tensor], *previous: Tensor) -> Tensor:
         """Logits of the student."""
-        return self._classified(self._student(inputs, self._high(inputs, previous)))
+        high, _ = self._high(inputs, previous)
+        student, _ = self._student(inputs, high)
+        return self._classified(student)
 
     def loss(self, inputs: Sequence[Tensor], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Losses of student and teacher; arguments as a plain or as a cascaded decode head."""
         names = ('prev_output', 'batch_data_samples', 'train_cfg')
         *previous, samples, _ = _in_order(names, args, kwargs)
-        high = self._high(inputs, previous)
+        high, own = self._high(inputs, previous, samples)
         found = {}
         if self.guidance:
             # Before the upsampler runs: one that works in place would change what the teacher sees.
@@ -247,8 +249,9 @@ class HFGDHead(BaseDecodeHead):
             for name, value in self.loss_by_feat(self.cls_seg(teacher), samples).items():
                 weight = self.teacher_loss_weight if 'loss' in name else 1
                 found[f'teacher_{name}'] = weight * value
-        losses = self.loss_by_feat(self._classified(self._student(inputs, high)), samples)
-        losses.update(found)
+        student, more = self._student(inputs, high, samples)
+        losses = self.loss_by_feat(self._classified(student), samples)
+        losses.update({**own, **more, **found})
         # To the teacher's where there is one: the student's moves nothing of the backbone.
         last = [name for name in losses if 'loss' in name][-1]
         losses[last] = losses[last] + self._nothing(inputs)

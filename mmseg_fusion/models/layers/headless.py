@@ -1,12 +1,33 @@
-"""A decode head without its classifier."""
+"""A decode head inside a decode head: its feature, without its classifier."""
 
 from __future__ import annotations
 
+import inspect
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
+from mmseg.models.decode_heads import DPTHead, EncHead, LRASPPHead, SETRMLAHead
+from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor, nn
+
+#: Settings that act on what is taken off: the head around it has its own.
+_TAKEN_OFF = ('loss_decode', 'sampler', 'dropout_ratio')
+#: Settings that are those of the head around it.
+_SHARED = ('num_classes', 'ignore_index', 'out_channels', 'threshold')
+#: What else a head needs that cannot be built.
+_NEEDS = {
+    LRASPPHead: "LRASPPHead takes several levels: set input_transform='multiple_select', in_index "
+    'to a list of three levels (of more: branch_channels to a tuple of one number fewer)',
+    SETRMLAHead: 'SETRMLAHead takes several levels, and its channels are their number times '
+    'mla_channels: set channels, or mla_channels',
+}
+
+
+def _key(owner: str, name: str) -> str:
+    return f'{owner.split()[-1]}.{name}'
 
 
 def check_head(owner: str, cfg: dict) -> None:
@@ -26,56 +47,201 @@ def check_head(owner: str, cfg: dict) -> None:
         )
 
 
-def build_headless(owner: str, cfg: dict, **defaults: Any) -> tuple[nn.Module, int]:
+def build_headless(
+    owner: str, cfg: dict, *, cascaded: bool = False, **defaults: Any
+) -> tuple[nn.Module, int]:
     """Builds a decode head that returns the features that it would classify.
 
     For methods that put one head into another: pyramid pooling or ASPP as the context of GFF, any
-    upsampler or encoder in HFGD. The classifier and the dropout before it are taken off; all other
-    weights keep their names.
+    upsampler or encoder in HFGD. An ``nn.Identity`` takes the place of the classifier and of the
+    dropout (``conv_seg``, ``dropout``), both of which the head around it has; all other weights
+    keep their names. :func:`feature_of` runs it.
 
     Args:
         owner: which key of which head asks, for messages, e.g. ``'GFFHead: context'``.
-        cfg: config of a ``BaseDecodeHead`` whose forward pass ends in ``cls_seg(features)``.
+        cfg: config of a ``BaseDecodeHead`` whose forward pass ends in ``cls_seg(features)``. A head
+            with losses of its own is taken where it has ``feature_and_losses``, see
+            :func:`feature_of`.
+        cascaded: whether the head may be one that refines the prediction of another one.
         **defaults: arguments that ``cfg`` need not give.
 
     Returns:
         The head, and the number of channels of its features.
 
     Raises:
-        ValueError: ``cfg`` is no config of a head, or the head has no ``conv_seg``.
+        ValueError: ``cfg`` is no config of a head; the head has no ``conv_seg``, or losses of its
+            own that would be lost, or it cannot be built; a setting of ``cfg`` would do nothing, or
+            contradicts the head around it. The message names the owner, the class and the key.
     """
     check_head(owner, cfg)
-    cfg = {**defaults, **cfg}
-    try:
-        head = MODELS.build(cfg)
-    except AssertionError as error:
-        # BaseDecodeHead's way to refuse a list where it takes one level, and the reverse.
-        if traceback.extract_tb(error.__traceback__)[-1].name != '_init_inputs':
-            raise
+    kind = cfg['type'] if not isinstance(cfg['type'], str) else MODELS.get(cfg['type'])
+    name = getattr(kind, '__name__', str(cfg['type']))
+    if kind is None:
         raise ValueError(
-            f'{owner}: {cfg["type"]} takes other levels than in_index={cfg.get("in_index")} with '
-            f'in_channels={cfg.get("in_channels")}; set its in_index (a number for a head on one '
-            'level, a list for one on several)'
-        ) from error
+            f'{owner}: {cfg["type"]!r} is not registered: set {_key(owner, "type")} to a decode '
+            'head'
+        )
+    if inspect.isclass(kind):
+        _check_kind(owner, kind, cfg, cascaded)
+    _check_settings(owner, name, cfg, defaults)
+    try:
+        head = MODELS.build({**defaults, **cfg})
+    except Exception as error:
+        raise ValueError(_cannot_be_built(owner, name, {**defaults, **cfg}, error)) from error
+    if not inspect.isclass(kind):
+        # A function that builds a head.
+        kind, name = type(head), type(head).__name__
+        _check_kind(owner, kind, cfg, cascaded)
     classifier = getattr(head, 'conv_seg', None)
     if not isinstance(classifier, nn.Conv2d):
         raise ValueError(
-            f'{owner} must be a decode head that classifies with conv_seg; {cfg["type"]} does not'
+            f'{owner} must be a decode head that classifies with conv_seg, and {name} does not: '
+            f'set {_key(owner, "type")} to another one'
         )
     head.conv_seg = nn.Identity()
-    head.dropout = None
+    head.dropout = nn.Identity()
     return head, classifier.in_channels
 
 
-def one_feature(owner: str, head: nn.Module, output: Any) -> Tensor:
-    """``output`` of a head by :func:`build_headless`, if it is one tensor.
+def _check_kind(owner: str, kind: type, cfg: dict, cascaded: bool) -> None:
+    """A head of this class can be inside another one."""
+    name = kind.__name__
+    if not issubclass(kind, BaseDecodeHead):
+        raise ValueError(
+            f'{owner} must be a decode head that classifies with conv_seg, and {name} is none: set '
+            f'{_key(owner, "type")} to one such as PSPHead'
+        )
+    if issubclass(kind, DPTHead):
+        raise ValueError(
+            f'{owner}: {name} takes pairs of a feature and a class token, which only a vision '
+            'transformer with output_cls_token=True gives; the levels here are features: set '
+            f'{_key(owner, "type")} to another head on several levels, such as UPerHead'
+        )
+    bases = (BaseDecodeHead, BaseCascadeDecodeHead)
+    own = [
+        method
+        for method in ('loss', 'loss_by_feat')
+        if all(getattr(kind, method) is not getattr(base, method) for base in bases)
+    ]
+    silenced = issubclass(kind, EncHead) and not cfg.get('use_se_loss', True)
+    if own and not silenced and not hasattr(kind, 'feature_and_losses'):
+        remedy = f'{_key(owner, "use_se_loss")}=False, or ' if issubclass(kind, EncHead) else ''
+        raise ValueError(
+            f'{owner}: {name} has losses of its own ({name}.{own[0]}), which would be lost there: '
+            f'set {remedy}{_key(owner, "type")} to another head, or give {name} a method '
+            'feature_and_losses(inputs, batch_data_samples), which returns both'
+        )
+    if issubclass(kind, BaseCascadeDecodeHead) and not cascaded:
+        raise ValueError(
+            f'{owner}: {name} refines the prediction of another head, and there is none here: set '
+            f'{_key(owner, "type")} to a head that needs none'
+        )
+
+
+def _check_settings(owner: str, name: str, cfg: dict, around: dict) -> None:
+    """Every setting of ``cfg`` does something, or is that of the head around it."""
+    for key in _TAKEN_OFF:
+        if key in cfg:
+            raise ValueError(
+                f'{owner}: {key} of {name} would do nothing, since its classifier, with dropout '
+                f'and loss, is taken off: remove {_key(owner, key)}, and set {key} of the head '
+                'around it'
+            )
+    for key in _SHARED:
+        if key in cfg and key in around and cfg[key] != around[key]:
+            raise ValueError(
+                f'{owner}: {key} of {name} is that of the head around it, {around[key]!r}, got '
+                f'{cfg[key]!r}: remove {_key(owner, key)}'
+            )
+
+
+def _cannot_be_built(owner: str, name: str, cfg: dict, error: Exception) -> str:
+    # MMSegmentation's assertions have no message: the line says what was expected.
+    reason = str(error) or f'expected {traceback.extract_tb(error.__traceback__)[-1].line}'
+    kind = MODELS.get(cfg['type']) if isinstance(cfg['type'], str) else cfg['type']
+    needs = [
+        text for base, text in _NEEDS.items() if inspect.isclass(kind) and issubclass(kind, base)
+    ]
+    levels = (
+        f'Where the levels are the reason, set {_key(owner, "in_index")} to a number for a head on '
+        'one level, to a list for one on several'
+    )
+    return (
+        f'{owner}: {name} cannot be built with in_channels={cfg.get("in_channels")}, '
+        f'in_index={cfg.get("in_index")}, channels={cfg.get("channels")}: {reason}. '
+        f'{needs[0] if needs else levels}'
+    )
+
+
+def with_levels(owner: str, cfg: dict, in_index: Sequence[int], in_channels: Sequence[int]) -> dict:
+    """Config of a head inside a head that says which of the backbone's levels it sees.
+
+    Args:
+        owner: as of :func:`build_headless`.
+        cfg: config of the head; its ``in_index`` counts the backbone's levels, and its default is
+            the last level of the head around it. A negative number counts from that level.
+        in_index: the backbone's levels that the head around it takes.
+        in_channels: their channels.
+
+    Returns:
+        ``cfg`` with ``in_index`` and ``in_channels``; ``in_index`` stays where both are given.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: ``cfg`` is no config, or has no ``in_channels`` and an unknown level.
     """
-    if isinstance(output, Tensor):
-        return output
-    raise ValueError(
-        f'{owner} must be a decode head with one output; {type(head).__name__} returned '
-        f'{type(output).__name__}'
-    )
+    check_head(owner, cfg)
+    index = cfg.get('in_index', in_index[-1])
+    if 'in_channels' in cfg:
+        return dict(cfg, in_index=index)
+    known = dict(zip(in_index, in_channels))
+    # From the last level on.
+    last = {i: in_index[i] for i in range(-len(in_index), 0)}
+    many = isinstance(index, (list, tuple))
+    places = [i if i in known else last.get(i) for i in (index if many else [index])]
+    if None in places:
+        raise ValueError(
+            f'{owner}: {cfg["type"]} has in_index={index!r}, and in_index={list(in_index)} of the '
+            f'head around it does not say the channels of that: set {_key(owner, "in_channels")}'
+        )
+    channels = [known[i] for i in places]
+    if many:
+        return dict(cfg, in_index=places, in_channels=channels)
+    return dict(cfg, in_index=places[0], in_channels=channels[0])
+
+
+def feature_of(
+    owner: str, head: nn.Module, inputs: Sequence[Tensor], *previous: Tensor, samples: Any = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Feature and own losses of a head by :func:`build_headless`.
+
+    A head with losses beside those of its classifier, as the affinity loss of ``CPHead``, has a
+    method ``feature_and_losses(inputs, batch_data_samples)``: what its classifier would see, and
+    these losses by name.
+
+    Args:
+        owner: as of :func:`build_headless`.
+        head: the head.
+        inputs: what it takes.
+        *previous: the prediction that a cascaded one refines.
+        samples: the labels, in training.
+
+    Returns:
+        The feature, and the losses, which are none without ``samples``. The last word of ``owner``
+        and an underscore are in front of each name.
+
+    Raises:
+        ValueError: the head has no single output.
+    """
+    losses: dict[str, Tensor] = {}
+    if samples is not None and hasattr(head, 'feature_and_losses'):
+        feature, found = head.feature_and_losses(inputs, samples)
+        place = owner.split()[-1]
+        losses = {f'{place}_{name}': value for name, value in found.items()}
+    else:
+        feature = head(inputs, *previous)
+    if not isinstance(feature, Tensor):
+        raise ValueError(
+            f'{owner} must be a decode head with one output, and {type(head).__name__} returned '
+            f'{type(feature).__name__}: set {_key(owner, "type")} to another one'
+        )
+    return feature, losses
