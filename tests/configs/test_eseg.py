@@ -16,7 +16,7 @@ import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
-from mmseg.registry import DATASETS, MODELS
+from mmseg.registry import DATASETS, MODELS, TASK_UTILS
 from PIL import Image
 from torch import nn
 
@@ -60,7 +60,7 @@ ROWS = [
     (f'deeplabv3plus_r50_no-atrous_{CITYSCAPES}', 77.4, None, 230.3),
     (f'eseg-s_p2-p5_{CITYSCAPES}', None, None, None),
     (f'eseg-s_p2-p7_{CITYSCAPES}', None, None, None),
-    (f'eseg-s_pseudo-labels_{CITYSCAPES}', None, None, None),
+    *((f'eseg-{size}_pseudo-labels_{CITYSCAPES}', None, None, None) for size in 'sml'),
 ]
 NAMES = [row[0] for row in ROWS]
 METADATA = {m['Name']: m for m in models_of(f'{FOLDER}/metafile.yaml')}
@@ -279,6 +279,10 @@ RATES = {'model.decode_head.dilations'}
         ('eseg-s_p2-p5', 'eseg-s', {'model.neck.num_levels', *DECODER_LISTS}),
         ('eseg-s_p2-p7', 'eseg-s', {'model.neck.num_levels', *DECODER_LISTS}),
         ('eseg-s_pseudo-labels', 'eseg-s', {'train_dataloader.dataset'}),
+        ('eseg-m_pseudo-labels', 'eseg-m', {'train_dataloader.dataset'}),
+        ('eseg-l_pseudo-labels', 'eseg-l', {'train_dataloader.dataset'}),
+        ('eseg-m_pseudo-labels', 'eseg-s_pseudo-labels', SIZE),
+        ('eseg-l_pseudo-labels', 'eseg-s_pseudo-labels', SIZE),
         (
             'deeplabv3plus_efficientnet-b1_no-atrous',
             'deeplabv3plus_efficientnet-b1-d16',
@@ -352,6 +356,21 @@ def test_recipe(name: str) -> None:
     )
     assert 1 - hook.momentum == 0.9998
     assert not cfg.model.get('auxiliary_head')
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_other_mean_of_ohem_is_one_option_away(name: str) -> None:
+    option = 'model.decode_head.sampler.type=KeptMeanOHEMPixelSampler'
+    assert f'--cfg-options {option}`' in README
+    cfg = copy.deepcopy(read(f'{FOLDER}/{name}.py'))
+    cfg.merge_from_dict(dict([option.split('=')]))
+    head = nn.Module()
+    head.ignore_index = 255
+    head.loss_decode = MODELS.build(cfg.model.decode_head.loss_decode)
+    sampler = TASK_UTILS.build(cfg.model.decode_head.sampler, default_args=dict(context=head))
+    # Every pixel is unsure, and counts once.
+    weight = sampler.sample(torch.zeros(1, 19, 16, 32), torch.zeros(1, 1, 16, 32))
+    assert weight.mean() == 1
 
 
 @pytest.mark.parametrize('name', [n for n in NAMES if n.startswith('eseg')])

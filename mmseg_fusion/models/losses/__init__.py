@@ -1,6 +1,7 @@
-"""Losses."""
+"""Losses, and what chooses their pixels."""
 
 from .affinity_loss import AffinityLoss
 from .class_aware_regularization import ClassAwareRegularization
+from .ohem_sampler import KeptMeanOHEMPixelSampler
 
-__all__ = ['AffinityLoss', 'ClassAwareRegularization']
+__all__ = ['AffinityLoss', 'ClassAwareRegularization', 'KeptMeanOHEMPixelSampler']
