@@ -36,7 +36,7 @@ NAMES = {
     ),
     'losses': ('AffinityLoss', 'ClassAwareRegularization'),
     'necks': ('BiFPN', 'FaPN', 'GatedFullyFusion'),
-    'segmentors': ('CAREncoderDecoder',),
+    'segmentors': ('CARCascadeEncoderDecoder', 'CAREncoderDecoder'),
 }
 PLACES = [(folder, name) for folder, names in NAMES.items() for name in names]
 

@@ -1,5 +1,5 @@
 """Segmentors."""
 
-from .car_encoder_decoder import CAREncoderDecoder, merge_car
+from .car_encoder_decoder import CARCascadeEncoderDecoder, CAREncoderDecoder, merge_car
 
-__all__ = ['CAREncoderDecoder', 'merge_car']
+__all__ = ['CARCascadeEncoderDecoder', 'CAREncoderDecoder', 'merge_car']

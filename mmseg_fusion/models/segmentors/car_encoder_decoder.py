@@ -60,7 +60,8 @@ class CAREncoderDecoder(EncoderDecoder):
               4.1.
             - ``linear`` (True): False leaves out the linear layer, and with it the losses.
             - ``loss``: config of the losses, default ``dict(type='ClassAwareRegularization')``;
-              ``num_classes`` and ``ignore_index`` are the head's where they are not given, and
+              ``num_classes`` and ``ignore_index`` are the head's where they are not given (2
+              classes for a head with ``out_channels=1``, background and foreground), and
               ``channels`` of a moving average the layer's. None: the architecture without the
               losses.
             - ``merged`` (False): builds the form for deployment that :func:`merge_car` makes.
@@ -82,7 +83,8 @@ class CAREncoderDecoder(EncoderDecoder):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> CAREncoderDecoder:
         if cls is CAREncoderDecoder and isinstance(kwargs.get('decode_head'), (list, tuple)):
-            cls = _CARCascadeEncoderDecoder
+            # What configs had before the cascade had a name.
+            cls = CARCascadeEncoderDecoder
         elif isinstance(kwargs.get('decode_head'), (list, tuple)) and not issubclass(
             cls, CascadeEncoderDecoder
         ):
@@ -126,7 +128,9 @@ class CAREncoderDecoder(EncoderDecoder):
         if loss is not None and not options['merged']:
             loss = copy.deepcopy(dict(loss))
             loss.setdefault('type', 'ClassAwareRegularization')
-            loss.setdefault('num_classes', head.num_classes)
+            # One logit tells two classes apart: the labels are 0 and 1, whatever num_classes says.
+            binary = getattr(head, 'out_channels', None) == 1
+            loss.setdefault('num_classes', 2 if binary else head.num_classes)
             loss.setdefault('ignore_index', head.ignore_index)
             loss.setdefault('pool', pool)
             # Each layer has class centres of its own, which a moving average keeps in a buffer.
@@ -297,12 +301,34 @@ class CAREncoderDecoder(EncoderDecoder):
         return losses
 
 
-class _CARCascadeEncoderDecoder(CAREncoderDecoder, CascadeEncoderDecoder):
-    """What ``type='CAREncoderDecoder'`` builds where ``decode_head`` is a list."""
+@MODELS.register_module()
+class CARCascadeEncoderDecoder(CAREncoderDecoder, CascadeEncoderDecoder):
+    """:class:`CAREncoderDecoder` of a cascade, e.g. OCRNet: the last head is regularized.
 
-    def __init__(self, **kwargs: Any) -> None:
-        kwargs.setdefault('num_stages', len(kwargs['decode_head']))
-        super().__init__(**kwargs)
+    ``type='CAREncoderDecoder'`` builds it as well where ``decode_head`` is a list.
+
+    Args:
+        decode_head: configs of the heads, in the order in which they run.
+        num_stages: their number; default: the length of the list.
+        **kwargs: arguments of ``CAREncoderDecoder``.
+
+    Shape:
+        As ``CascadeEncoderDecoder``.
+
+    Raises:
+        ValueError: ``decode_head`` is no list, or as ``CAREncoderDecoder``.
+    """
+
+    def __init__(
+        self, *, decode_head: Sequence[dict], num_stages: int | None = None, **kwargs: Any
+    ) -> None:
+        if not isinstance(decode_head, (list, tuple)):
+            raise ValueError(
+                'CARCascadeEncoderDecoder needs a list of decode heads: set model.type='
+                f"'CAREncoderDecoder' for one, or decode_head=[...]; got {decode_head!r}"
+            )
+        num_stages = len(decode_head) if num_stages is None else num_stages
+        super().__init__(decode_head=decode_head, num_stages=num_stages, **kwargs)
 
 
 def _no_classifier(head: nn.Module, candidates: Sequence[str]) -> ValueError:

@@ -446,6 +446,37 @@ def test_channels_are_checked():
         build(4, channels=6)(feat, label)
 
 
+# --- large maps ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('way', ['scatter', 'one_hot'])
+def test_sums_of_a_large_map_keep_their_digits(way):
+    """A million float32 numbers added one after the other are 1e-2 off."""
+    side, kept = 1024, 1024 * 1024 - 3
+    x = torch.full((1, 2, side * side), 0.1)
+    index = torch.zeros(1, side * side, dtype=torch.long)
+    index[0, kept:] = 2  # of no class
+    index[0, 5::7] = 1
+    sums = class_sums(x, index, 2, way).double()
+    counts = torch.stack([(index == k).sum() for k in range(2)])
+    expected = torch.tensor(0.1).double() * counts
+    assert sums.shape == (1, 2, 2)
+    assert ((sums / expected[:, None] - 1).abs() < 3e-5).all()
+
+
+@pytest.mark.parametrize('way', ['scatter', 'one_hot'])
+@pytest.mark.parametrize('pixels', [1023, 1024, 1025, 8191, 8193, 20000])
+def test_sums_over_parts_are_those_of_the_whole(way, pixels):
+    x = torch.randn(2, 3, pixels, dtype=torch.float64, requires_grad=True)
+    index = torch.randint(6, (2, pixels))
+    sums = class_sums(x, index, 5, way)
+    member = (index[:, None] == torch.arange(5)[:, None]).double()
+    torch.testing.assert_close(sums, member @ x.transpose(1, 2))
+    weight = torch.randn_like(sums)
+    (gradient,) = torch.autograd.grad((sums * weight).sum(), x)
+    torch.testing.assert_close(gradient, weight.transpose(1, 2) @ member)
+
+
 # --- precision -----------------------------------------------------------------------------------
 
 

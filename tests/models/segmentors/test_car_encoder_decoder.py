@@ -204,6 +204,33 @@ def test_classes_and_ignored_label_come_from_the_head() -> None:
     assert loss.pool == 2
 
 
+@pytest.mark.parametrize('classes', [1, 2])
+def test_a_head_with_one_logit_has_two_classes(classes: int) -> None:
+    """MMSegmentation's binary segmentation: labels 0 and 1, a sigmoid."""
+    sigmoid = dict(type='CrossEntropyLoss', use_sigmoid=True)
+    decode_head = dict(FCN, num_classes=classes, out_channels=1, threshold=0.3, loss_decode=sigmoid)
+    model = build(decode_head)
+    assert model.car_loss[0].num_classes == 2
+    log = model.loss(torch.randn(2, 3, 64, 64), toy_samples(2, (64, 64)))
+    assert all(log[f'decode.{key}'].isfinite() for key in KEYS)
+    model.parse_losses(log)[0].backward()
+    assert all(p.grad is not None for p in model.decode_head.parameters())
+    assert build(decode_head, loss=dict(CAR, num_classes=3)).car_loss[0].num_classes == 3
+
+
+def test_the_cascade_has_a_name() -> None:
+    cfg = dict(model_cfg(CASCADE), type='CARCascadeEncoderDecoder')
+    torch.manual_seed(0)
+    named, old = MODELS.build(cfg), build(CASCADE)
+    assert type(named) is type(old)
+    assert type(named).__name__ == 'CARCascadeEncoderDecoder'
+    assert named.num_stages == 2
+    assert named.car_layers == old.car_layers
+    assert all(torch.equal(v, old.state_dict()[k]) for k, v in named.state_dict().items())
+    with pytest.raises(ValueError, match=r"CARCascadeEncoderDecoder needs a list.*'CAREncoderD"):
+        MODELS.build(dict(cfg, decode_head=FCN))
+
+
 def test_moving_average_is_as_wide_as_its_layer() -> None:
     model = build(FCN, layer=['convs.0', 'convs.1'], loss=dict(CAR, moving_average=0.9))
     assert [loss.channels for loss in model.car_loss] == [64, 16]
