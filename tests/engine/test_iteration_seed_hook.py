@@ -26,7 +26,9 @@ class Noise(torch.utils.data.Dataset):
         return index, random.random(), np.random.rand(), torch.rand(1).item()
 
 
-def batches(seed: int, workers: int = 0, skip: int = 0, draws: int = 0) -> list:
+def batches(
+    seed: int, workers: int = 0, skip: int = 0, draws: int = 0, skip_iter: bool = False
+) -> list:
     """Six batches of a training loop, and a number that its model draws with each.
 
     Args:
@@ -34,6 +36,7 @@ def batches(seed: int, workers: int = 0, skip: int = 0, draws: int = 0) -> list:
         workers: processes that load.
         skip: how many were seen before the run was cut off.
         draws: how many numbers a model draws besides.
+        skip_iter: whether MMEngine's newer loop resumes, which asks the batches to skip.
     """
     random.seed(7), np.random.seed(7), torch.manual_seed(7 + draws)
     loader = DataLoader(
@@ -44,8 +47,11 @@ def batches(seed: int, workers: int = 0, skip: int = 0, draws: int = 0) -> list:
     loop = SimpleNamespace(dataloader_iterator=_InfiniteDataloaderIterator(loader))
     runner = SimpleNamespace(train_loop=loop, seed=seed)
     HOOKS.build(dict(type='IterationSeedHook')).before_train_epoch(runner)
-    for _ in range(skip):
-        next(loop.dataloader_iterator)
+    if skip_iter:
+        loop.dataloader_iterator.skip_iter(skip)
+    else:
+        for _ in range(skip):
+            next(loop.dataloader_iterator)
     # What is drawn between two batches, by validation or dropout, has no influence.
     found = []
     for _ in range(6 - skip):
@@ -56,9 +62,10 @@ def batches(seed: int, workers: int = 0, skip: int = 0, draws: int = 0) -> list:
 
 
 @pytest.mark.parametrize('workers', [0, 1])
-def test_a_resumed_run_draws_what_it_would_have_drawn(workers):
+@pytest.mark.parametrize('skip_iter', [False, True])
+def test_a_resumed_run_draws_what_it_would_have_drawn(workers, skip_iter):
     whole = batches(3, workers)
-    assert batches(3, workers, skip=4) == whole[4:]
+    assert batches(3, workers, skip=4, skip_iter=skip_iter) == whole[4:]
     assert whole != batches(4, workers)
     assert len({str(b) for b in whole}) == 6
 

@@ -24,8 +24,8 @@ class IterationSeedHook(Hook):
     whatever numbers their layers draw, so that their difference is a paired one.
 
     The seed is the runner's (``randomness=dict(seed=...)``). With worker processes the images are
-    drawn in these, from seeds that MMEngine derives from the same one, and on resume MMEngine
-    loads what was seen before once more: both hold there as well.
+    drawn in these, from seeds that MMEngine derives from the same one. On resume what was seen
+    before is loaded once more, so that the workers are where they were.
     """
 
     # Before a hook that measures or trains with the loader of the run.
@@ -54,6 +54,14 @@ class _SeededBatches:
         _seed(self.seed, self.count)
         self.count += 1
         return next(self.batches)
+
+    def skip_iter(self, num_iters: int) -> None:
+        """Loads ``num_iters`` batches for nothing; newer versions of MMEngine call it on resume.
+
+        Their own moves the sampler alone, and leaves workers with the numbers of a fresh start.
+        """
+        for _ in range(num_iters):
+            next(self)
 
 
 def _seed(seed: int, step: int) -> None:
