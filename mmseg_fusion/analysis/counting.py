@@ -216,9 +216,16 @@ def read_config(path: str | Path) -> Config:
 
     Raises:
         FileNotFoundError: there is no such file, or the package is not installed.
+        ValueError: the file is no config.
     """
     if '::' not in str(path):
-        return Config.fromfile(path)
+        try:
+            return Config.fromfile(path)
+        except OSError:
+            raise
+        # A config is a program: it may end in any kind of error.
+        except Exception as error:
+            raise ValueError(f'cannot be read: {type(error).__name__}: {error}') from error
     from mmengine.hub import get_config
 
     try:

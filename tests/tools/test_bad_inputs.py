@@ -7,10 +7,14 @@ have. A row with ``{name}`` takes a file of :func:`files`. Each tool runs in thi
 
 from __future__ import annotations
 
+import functools
+import http.server
 import logging
 import runpy
 import shutil
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -46,6 +50,16 @@ def complaint(tool: str, arguments: list[str], capsys: pytest.CaptureFixture) ->
     words = code if isinstance(code, str) else printed.err or printed.out
     assert 'Traceback' not in words
     return words
+
+
+class Payload:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), 'w')
 
 
 def initial(config: Path) -> dict:
@@ -107,7 +121,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     bad('truncated', whole[: len(whole) // 2])
     bad('no_state', dict(meta=dict(iter=3), optimizer={}))
     bad('a_list', [torch.zeros(3)])
-    bad('code', dict(state_dict=Path('/')))
+    found['ran'] = folder / 'ran'
+    bad('code', dict(state_dict=Payload(found['ran'])))
     for name in ('plain', 'gff', 'ksac', 'danet', 'car'):
         checkpoint = torch.load(found[f'{name}_checkpoint'], weights_only=True)
         checkpoint['state_dict']['backbone.layer1.0.conv1.weight'][0, 0] = float('nan')
@@ -122,6 +137,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     shutil.copy(found['plain_checkpoint'], found['folder'] / 'iter_9.pth')
     found['missing'] = folder / 'missing.pth'
     bad('syntax', b'model = dict(\n', '.py')
+    found['no_config'] = folder / 'no_config.py'
     bad('no_model', b"default_scope = 'mmseg'\n", '.py')
     found['out'] = folder / 'out'
     found['images'] = folder / 'images'
@@ -203,4 +219,121 @@ def test_checkpoints(files, capsys, monkeypatch, tmp_path, tool, kind):
     )
     assert checkpoint.name in found
     assert words in found
+    assert not files['ran'].exists()
     assert list(tmp_path.rglob('*.png')) == []
+
+
+@pytest.fixture(scope='module')
+def url(files) -> Iterator[str]:
+    """The address of ``code``, on a server on this machine."""
+    folder = files['code'].parent
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}/code.pth'
+        server.shutdown()
+
+
+#: Every way of a URL into a tool: the checkpoint of those that take one, and the keys of a config.
+BY_URL = {
+    **{tool: row for tool, row in WITH_CHECKPOINT.items() if tool not in ONE_MODEL},
+    'train.py --resume': ('plain', '{config} --work-dir {out} --resume={checkpoint}'),
+    **{
+        f'{tool} {name}': ('plain', f'{arguments} --cfg-options {option}')
+        for tool, arguments in (
+            ('train.py', '{config} --work-dir {out}'),
+            ('analysis_tools/class_dependency.py', '{config} none --device cpu'),
+            ('analysis_tools/scale_report.py', '{config}'),
+        )
+        for name, option in (
+            ('pretrained', 'model.pretrained={checkpoint} model.backbone.init_cfg=None'),
+            (
+                'init_cfg',
+                'model.backbone.init_cfg.type=Pretrained '
+                'model.backbone.init_cfg.checkpoint={checkpoint}',
+            ),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize('way', BY_URL)
+def test_a_url_runs_no_code(files, url, capsys, monkeypatch, tmp_path, way):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    config, arguments = BY_URL[way]
+    words = filled(arguments, files, config=files[config], checkpoint=url)
+    found = complaint(way.partition(' ')[0], words, capsys)
+    assert f'checkpoint {url!r} was not loaded: it holds more than tensors' in found
+    assert not files['ran'].exists()
+
+
+@pytest.mark.parametrize('tool', ONE_MODEL)
+def test_a_url_that_a_tool_does_not_take(files, url, capsys, tool):
+    arguments = filled(WITH_CHECKPOINT[tool][1], files, checkpoint=url)
+    assert 'download it first' in complaint(tool, arguments, capsys)
+
+
+# --- configs ---------------------------------------------------------------------------------
+
+#: Every tool that takes a config, with ``{config}`` in its place.
+WITH_CONFIG = {
+    **{
+        tool: arguments.replace('{checkpoint}', '{plain_checkpoint}')
+        for tool, (_, arguments) in WITH_CHECKPOINT.items()
+        if tool not in ONE_MODEL
+    },
+    'demo.py': '--config {config} --work-dir {out}',
+    'analysis_tools/check_dataset.py': '{config}',
+    'analysis_tools/get_flops.py': '{config} --shape 64 64',
+    'analysis_tools/benchmark_eseg.py': '--models {config} --shape 64 64',
+    'analysis_tools/benchmark_gff.py': '--config {config} --shape 64 64',
+    'analysis_tools/benchmark_scale_equalizer.py': '{config}',
+}
+BAD_CONFIGS = {'no_config': 'is not a file', 'no_model': 'has no model', 'syntax': 'be read'}
+#: What a few say otherwise.
+OTHERWISE = {
+    ('analysis_tools/check_dataset.py', 'no_model'): 'has no data to check',
+    ('analysis_tools/get_flops.py', 'no_config'): 'no such file',
+    ('analysis_tools/get_flops.py', 'no_model'): 'expected a config with model=',
+}
+
+
+@pytest.mark.parametrize('kind', BAD_CONFIGS)
+@pytest.mark.parametrize('tool', WITH_CONFIG)
+def test_configs(files, capsys, monkeypatch, tmp_path, tool, kind):
+    monkeypatch.chdir(tmp_path)
+    config = files[kind]
+    found = complaint(tool, filled(WITH_CONFIG[tool], files, config=config), capsys)
+    assert config.name in found
+    assert OTHERWISE.get((tool, kind), BAD_CONFIGS[kind]) in found
+
+
+# --- numbers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('tool', 'arguments', 'words'),
+    [
+        ('train.py', '{plain} --cfg-options train_cfg.max_iters=0', 'train_cfg.max_iters must be'),
+        ('train.py', '{plain} --cfg-options train_cfg.max_iters=-3', 'got -3'),
+        ('train.py', '{plain} --cfg-options param_scheduler.9=1', '--cfg-options does not fit'),
+        ('demo.py', '--iters 0', '--iters is at least 1, but got 0'),
+        ('demo.py', '--scenes -1', '--scenes is at least 1, but got -1'),
+        ('analysis_tools/benchmark.py', '{plain} --batch-size -1', 'at least 1, got -1'),
+        ('analysis_tools/benchmark_eseg.py', '--batch-size -1', 'at least 1, got -1'),
+        ('analysis_tools/benchmark_gff.py', '--batch-size -1', 'at least 1, got -1'),
+        ('analysis_tools/benchmark_hfgd.py', '--batch-size -1', 'at least 1, got -1'),
+        ('analysis_tools/benchmark_ksac.py', '--batch-size -1', 'at least 1, got -1'),
+        (
+            'analysis_tools/benchmark_scale_equalizer.py',
+            '{plain} --batch-size -1',
+            'at least 1, got -1',
+        ),
+        ('analysis_tools/scale_report.py', '{plain} --batch-size -1', 'at least 1, got -1'),
+        ('analysis_tools/scale_report.py', '{plain} --num-images 1', 'at least 2, got 1'),
+    ],
+)
+def test_numbers(files, capsys, monkeypatch, tmp_path, tool, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert words in complaint(tool, filled(arguments, files), capsys)
