@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from ..checkpoints import check_finite, fit, last_intact, weights_of
 from ..cli import check_checkpoint
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputError
 
 
 class CheckedRunner(Runner):
@@ -32,6 +33,33 @@ class CheckedRunner(Runner):
     testing = False
     #: Whether a test takes a checkpoint that lacks weights of the model.
     allow_missing = False
+
+    def train(self) -> nn.Module:
+        """As mmengine's; a label that is no class of the model says so.
+
+        Raises:
+            InputError: the training set has such a label.
+        """
+        try:
+            return super().train()
+        except (IndexError, RuntimeError) as error:
+            known = re.search(r'Target (-?\d+) is out of bounds', str(error))
+            # What other losses say, and CUDA, where no number is known.
+            likely = 'Class values must be' in str(error) or 'device-side assert' in str(error)
+            if not (known or likely):
+                raise
+            heads = [m for m in self._plain_model().modules() if hasattr(m, 'loss_decode')]
+            classes = sorted({head.num_classes for head in heads if hasattr(head, 'num_classes')})
+            what = f'label {known[1]}' if known else 'a label that is no class, it seems'
+            config = self.cfg.filename or 'CONFIG'
+            raise InputError(
+                f'the training set has {what}: model.decode_head.num_classes is '
+                f'{" or ".join(map(str, classes))}, so labels go from 0 to num_classes - 1, and '
+                f'the ignore index is left out. Files and labels: python '
+                f'tools/analysis_tools/check_dataset.py {config}. Set num_classes of every head '
+                'to that of the data set, reduce_zero_label of the data set where its label 0 '
+                f'is no class, or its metainfo ({str(error).splitlines()[0]}).'
+            ) from error
 
     def load_or_resume(self) -> None:
         """Loads, resumes or does neither, and says in the log which."""

@@ -407,7 +407,7 @@ def test_never_on_resume(tmp_path, mode):
     # what training went on from is what was saved.
     saved = train(tmp_path / 'again', hook=hook, max_iters=2)
     for key, value in saved.model.state_dict().items():
-        torch.testing.assert_close(resumed.recorder.start[key], value, rtol=1e-6, atol=1e-7)
+        assert torch.equal(resumed.recorder.start[key], value), key
 
 
 def test_never_twice(tmp_path, caplog):
@@ -487,9 +487,32 @@ def test_ema_copies_follow(tmp_path, mode, priority):
     recorder.before_train_iter = spy
     resumed.train()
     for key, value in ema.state_dict().items():
-        torch.testing.assert_close(seen['ema'][key], value, rtol=1e-5, atol=1e-6)
+        assert torch.equal(seen['ema'][key], value), key
     for key, value in made.model.state_dict().items():
-        torch.testing.assert_close(recorder.start[key], value, rtol=1e-5, atol=1e-6)
+        assert torch.equal(recorder.start[key], value), key
+
+
+@pytest.mark.stack
+def test_only_what_resumes_keeps_the_weights_before_folding(tmp_path):
+    made = train(tmp_path, hook=dict(mode='module'))
+    key = 'scale_equalizer_weights'
+    path = tmp_path / 'iter_2.pth'
+    saved = CheckpointLoader.load_checkpoint(str(path))
+    (exact,) = saved[key]
+    assert {name.rpartition('.')[0] for name in exact} == set(FUSIONS)
+    for name, value in exact.items():
+        assert torch.equal(value, made.model.state_dict()[name])
+    name = f'{next(iter(FUSIONS))}.weight'
+    assert not torch.equal(exact[name], saved['state_dict'][name])
+    made.save_checkpoint(str(tmp_path), 'best.pth', save_optimizer=False, by_epoch=False)
+    assert key not in CheckpointLoader.load_checkpoint(str(tmp_path / 'best.pth'))
+    # A checkpoint of before, or whose weights were changed, unfolds what it has.
+    del saved[key]
+    torch.save(saved, path)
+    options = dict(hook=dict(mode='module'), max_iters=3, load_from=str(path), resume=True)
+    start = train(tmp_path / 'resumed', **options).recorder.start
+    for name, value in exact.items():
+        torch.testing.assert_close(start[name], value, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(

@@ -317,6 +317,12 @@ def test_configs(files, capsys, monkeypatch, tmp_path, tool, kind):
     [
         ('train.py', '{plain} --cfg-options train_cfg.max_iters=0', 'train_cfg.max_iters must be'),
         ('train.py', '{plain} --cfg-options train_cfg.max_iters=-3', 'got -3'),
+        (
+            'train.py',
+            '{plain} --work-dir {out} --cfg-options model.decode_head.num_classes=7 '
+            'model.auxiliary_head.num_classes=7',
+            'the training set has label 7: model.decode_head.num_classes is 7',
+        ),
         ('train.py', '{plain} --cfg-options param_scheduler.9=1', '--cfg-options does not fit'),
         ('demo.py', '--iters 0', '--iters is at least 1, but got 0'),
         ('demo.py', '--scenes -1', '--scenes is at least 1, but got -1'),

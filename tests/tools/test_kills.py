@@ -58,7 +58,7 @@ def test_killed_runs_end_with_the_same_weights(tmp_path):
     kills, moments = 0, []
     while kills < KILLS:
         run = start(config, killed, tmp_path)
-        lines = rng.randint(1, 5)
+        lines = rng.randint(1, 8)
         for line in run.stdout:
             if 'Iter(train)' in line or 'Saving checkpoint' in line:
                 lines -= 1

@@ -42,6 +42,8 @@ from ...fusions.trace import Fusion, FusionTracer, select_fusions
 
 #: Key in a checkpoint's meta.
 META_KEY = 'scale_equalizer'
+#: Key in a checkpoint: the weights that explicit equalizers were folded into, as training has them.
+EXACT_KEY = 'scale_equalizer_weights'
 
 _MOVED = ('plan_equalization',)
 
@@ -190,11 +192,12 @@ class ScaleEqualizerHook(Hook):
             return
         self.record = record
         self._install(runner, model)
-        self._convert(model, checkpoint['state_dict'], inverse=True)
+        exact = checkpoint.get(EXACT_KEY, ())
+        self._unfold(model, checkpoint['state_dict'], exact)
         # EMAHook runs before and has loaded its copy already.
         for ema in self._ema_models(runner):
             state = ema.state_dict()
-            self._convert(ema, state, inverse=True)
+            self._unfold(ema, state, exact)
             ema.load_state_dict(state)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
@@ -204,9 +207,15 @@ class ScaleEqualizerHook(Hook):
         checkpoint.setdefault('meta', {})[META_KEY] = self.record
         if self._installed:
             model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-            self._convert(model, checkpoint['state_dict'])
-            if 'ema_state_dict' in checkpoint:
-                self._convert(model, checkpoint['ema_state_dict'], prefix='module.')
+            exact = []
+            for part, prefix in (('state_dict', ''), ('ema_state_dict', 'module.')):
+                if part in checkpoint:
+                    exact.append(self._fused(model, checkpoint[part], prefix))
+                    self._convert(model, checkpoint[part], prefix)
+            # Folding rounds. A run that resumes, which needs the optimizer too, goes on from the
+            # very weights that it had.
+            if 'optimizer' in checkpoint:
+                checkpoint[EXACT_KEY] = exact
 
     # --- measuring ------------------------------------------------------------------------------
 
@@ -384,6 +393,36 @@ class ScaleEqualizerHook(Hook):
             state[key + 'weight'] = weight
             if bias is not None:
                 state[key + 'bias'] = bias
+
+    def _fused(self, model: nn.Module, state: dict, prefix: str = '') -> dict[str, torch.Tensor]:
+        """The fusion layers' tensors in a state dict, by their names without ``prefix``."""
+        names = [
+            f'{entry["name"]}.{part}'
+            for entry, _ in self._recorded(model)
+            for part in ('weight', 'bias')
+        ]
+        return {name: state[prefix + name] for name in names if prefix + name in state}
+
+    def _unfold(self, model: nn.Module, state: dict, exact: Sequence[dict]) -> None:
+        """Replaces the fusion layers' folded tensors by those that were folded.
+
+        Args:
+            model: with the layers.
+            state: of the model, as it was saved.
+            exact: what may have been folded to it, as :meth:`before_save_checkpoint` keeps it: of
+                the model and of its moving average, which EMAHook exchanges. The one that folds
+                to ``state`` is taken; without any, unfolding rounds.
+        """
+        folded = {name: value.cpu() for name, value in self._fused(model, state).items()}
+        for kept in exact:
+            again = {name: value.cpu() for name, value in kept.items()}
+            self._convert(model, again)
+            if again.keys() == folded.keys() and all(
+                torch.equal(again[name], value) for name, value in folded.items()
+            ):
+                state.update(kept)
+                return
+        self._convert(model, state, inverse=True)
 
     # --- telling --------------------------------------------------------------------------------
 
