@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-import torch
-from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
-from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-from mmseg.models.utils import SELayer, resize
+from mmcv.cnn import ConvModule
+from mmseg.models.utils import SELayer
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
@@ -21,7 +19,7 @@ from ..layers.attention import (
     Implementation,
     SelfAttention,
 )
-from ..layers.image_pool import check_pooled_batch
+from .deeplab_parts import DeepLabParts
 
 Attention = Literal['channelized_axial', 'axial', 'axial_se', 'channelized_self', 'self']
 
@@ -37,7 +35,7 @@ def with_authors_eps(norm_cfg: dict | None) -> dict | None:
 
 
 @MODELS.register_module()
-class CAAHead(BaseDecodeHead):
+class CAAHead(DeepLabParts):
     """Head with channelized axial attention (thesis chapter 3, figure 3.5).
 
     3x3 convolution, attention, 1x1 convolution, all of ``attention_channels``; beside it the
@@ -112,12 +110,8 @@ class CAAHead(BaseDecodeHead):
                 f'CAAHead: implementation must be one of {IMPLEMENTATIONS}, got '
                 f"{implementation!r}; set decode_head.implementation='factorized'"
             )
-        if c1_in_channels < 0 or (c1_in_channels and c1_channels < 1):
-            raise ValueError(
-                'CAAHead: c1_in_channels must be the channels of the stride-4 level, or 0 for no '
-                f'decoder, and c1_channels positive; got {c1_in_channels=} and {c1_channels=}'
-            )
-        layer = dict(conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
+        self._check_decoder(c1_in_channels, c1_channels)
+        layer = self._layer
         inner = attention_channels
         self.in_conv = ConvModule(self.in_channels, inner, 3, padding=1, **layer)
         gate = dict(
@@ -141,21 +135,9 @@ class CAAHead(BaseDecodeHead):
             act_cfg = (self.act_cfg or dict(type='ReLU'), dict(type='Sigmoid'))
             self.squeeze_excitation = SELayer(inner, conv_cfg=self.conv_cfg, act_cfg=act_cfg)
         self.out_conv = ConvModule(inner, inner, 1, **layer)
-        self.image_pool = None
-        if image_level:
-            self.image_pool = nn.Sequential(
-                nn.AdaptiveAvgPool2d(1), ConvModule(self.in_channels, inner, 1, **layer)
-            )
+        self._build_image_pool(image_level, inner)
         self.bottleneck = ConvModule(2 * inner if image_level else inner, self.channels, 1, **layer)
-        self.c1_bottleneck = self.sep_bottleneck = None
-        if c1_in_channels:
-            self.c1_bottleneck = ConvModule(c1_in_channels, c1_channels, 1, **layer)
-            self.sep_bottleneck = nn.Sequential(
-                DepthwiseSeparableConvModule(
-                    self.channels + c1_channels, self.channels, 3, padding=1, **layer
-                ),
-                DepthwiseSeparableConvModule(self.channels, self.channels, 3, padding=1, **layer),
-            )
+        self._build_decoder(c1_in_channels, c1_channels)
 
     def _forward_feature(self, inputs: Sequence[Tensor]) -> Tensor:
         """The feature before dropout and classifier, (N, channels, ...)."""
@@ -169,17 +151,8 @@ class CAAHead(BaseDecodeHead):
         attended = self.attention(self.in_conv(x))
         if self.squeeze_excitation is not None:
             attended = self.squeeze_excitation(attended)
-        out = self.out_conv(attended)
-        if self.image_pool is not None:
-            check_pooled_batch('CAAHead', self.image_pool[1].norm, x)
-            image = self.image_pool(x).expand(-1, -1, *x.shape[2:])
-            out = torch.cat([out, image], 1)
-        out = self.bottleneck(out)
-        if self.c1_bottleneck is not None:
-            low = self.c1_bottleneck(inputs[0])
-            out = resize(out, size=low.shape[2:], mode='bilinear', align_corners=self.align_corners)
-            out = self.sep_bottleneck(torch.cat([out, low], 1))
-        return out
+        out = self.bottleneck(self._with_image_level([self.out_conv(attended)], x))
+        return self._decoded(out, inputs)
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Logits; see the class for shapes."""

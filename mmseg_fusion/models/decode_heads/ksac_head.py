@@ -9,19 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
-from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-from mmseg.models.utils import resize
+from mmcv.cnn import ConvModule
 from mmseg.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..layers.image_pool import check_pooled_batch
 from ..layers.kernel_sharing import Implementation, KernelSharingAtrousConv
+from .deeplab_parts import DeepLabParts
 
 
 @MODELS.register_module()
-class KSACHead(BaseDecodeHead):
+class KSACHead(DeepLabParts):
     """Kernel-sharing atrous convolution in DeepLab's place for ASPP (thesis section 2.2).
 
     Three parts on one feature (figure 2.3): the pyramid with its shared kernel
@@ -69,56 +66,26 @@ class KSACHead(BaseDecodeHead):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if c1_in_channels < 0 or (c1_in_channels and c1_channels < 1):
-            raise ValueError(
-                'KSACHead: c1_in_channels must be the channels of the level at output stride 4, '
-                'or 0 for no decoder, and c1_channels positive; got '
-                f'{c1_in_channels=} and {c1_channels=}'
-            )
-        common = dict(norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
-        conv = dict(conv_cfg=self.conv_cfg, **common)
+        self._check_decoder(c1_in_channels, c1_channels)
         self.pyramid = KernelSharingAtrousConv(
-            self.in_channels, self.channels, dilations, implementation, **common
+            self.in_channels,
+            self.channels,
+            dilations,
+            implementation,
+            norm_cfg=self.norm_cfg,
+            act_cfg=self.act_cfg,
         )
-        self.point = ConvModule(self.in_channels, self.channels, 1, **conv)
-        self.image_pool = None
-        if image_level:
-            self.image_pool = nn.Sequential(
-                nn.AdaptiveAvgPool2d(1), ConvModule(self.in_channels, self.channels, 1, **conv)
-            )
+        self.point = ConvModule(self.in_channels, self.channels, 1, **self._layer)
+        self._build_image_pool(image_level, self.channels)
         parts = 3 if image_level else 2
-        self.bottleneck = ConvModule(parts * self.channels, self.channels, 1, **conv)
-        self.c1_bottleneck = self.sep_bottleneck = None
-        if c1_in_channels:
-            self.c1_bottleneck = ConvModule(c1_in_channels, c1_channels, 1, **conv)
-            self.sep_bottleneck = nn.Sequential(
-                DepthwiseSeparableConvModule(
-                    self.channels + c1_channels, self.channels, 3, padding=1, **conv
-                ),
-                DepthwiseSeparableConvModule(self.channels, self.channels, 3, padding=1, **conv),
-            )
-
-    def _pooled(self, x: Tensor) -> Tensor:
-        """The image-level feature, (N, C_in, H, W) -> (N, channels, 1, 1)."""
-        check_pooled_batch('KSACHead', self.image_pool[1].norm, x)
-        return self.image_pool(x)
+        self.bottleneck = ConvModule(parts * self.channels, self.channels, 1, **self._layer)
+        self._build_decoder(c1_in_channels, c1_channels)
 
     def _forward_feature(self, inputs: Sequence[Tensor]) -> Tensor:
         """What the classifier sees, (N, channels, H, W)."""
         x = self._transform_inputs(inputs)
-        parts = [self.pyramid(x), self.point(x)]
-        if self.image_pool is not None:
-            size = x.shape[2:]
-            pooled = self._pooled(x)
-            parts.append(
-                resize(pooled, size=size, mode='bilinear', align_corners=self.align_corners)
-            )
-        feats = self.bottleneck(torch.cat(parts, dim=1))
-        if self.c1_bottleneck is None:
-            return feats
-        low = self.c1_bottleneck(inputs[0])
-        feats = resize(feats, size=low.shape[2:], mode='bilinear', align_corners=self.align_corners)
-        return self.sep_bottleneck(torch.cat([feats, low], dim=1))
+        feats = self.bottleneck(self._with_image_level([self.pyramid(x), self.point(x)], x))
+        return self._decoded(feats, inputs)
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Logits (N, num_classes, H, W)."""

@@ -197,7 +197,10 @@ def test_other_norms_keep_their_eps():
             dict(implementation='loop', attention='self'),
             r"implementation must be one of .*got 'loop'; set decode_head.implementation",
         ),
-        (dict(c1_in_channels=-1), 'c1_in_channels must be the channels of the stride-4 level'),
+        (
+            dict(c1_in_channels=-1),
+            'c1_in_channels must be the channels of the level at output stride 4',
+        ),
         (dict(c1_in_channels=4, c1_channels=0), 'c1_channels positive; got .*c1_channels=0'),
         (dict(groups=0), 'groups of the attention must be at least 1, got 0'),
         (dict(gate_layers=0), 'gate_layers of the attention must be at least 1'),

@@ -1,0 +1,80 @@
+"""What KSAC's and CAA's heads have of DeepLab: the image level and the decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.utils import resize
+from torch import Tensor, nn
+
+from ..layers.image_pool import check_pooled_batch
+
+
+class DeepLabParts(BaseDecodeHead):
+    """Decode head with an image level and DeepLabV3+'s decoder, each where it is wanted.
+
+    A subclass builds them where they stand in the order of its layers. The names of the layers are
+    the head's own, ``image_pool``, ``c1_bottleneck`` and ``sep_bottleneck``; a part that is not
+    wanted is None.
+    """
+
+    image_pool: nn.Sequential | None
+    c1_bottleneck: ConvModule | None
+    sep_bottleneck: nn.Sequential | None
+
+    @property
+    def _layer(self) -> dict:
+        """Kinds of convolution, norm and activation of every layer."""
+        return dict(conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
+
+    def _check_decoder(self, c1_in_channels: int, c1_channels: int) -> None:
+        """Raises:
+        ValueError: channels of the decoder are wrong.
+        """
+        if c1_in_channels < 0 or (c1_in_channels and c1_channels < 1):
+            raise ValueError(
+                f'{type(self).__name__}: c1_in_channels must be the channels of the level at '
+                'output stride 4, or 0 for no decoder, and c1_channels positive; got '
+                f'{c1_in_channels=} and {c1_channels=}'
+            )
+
+    def _build_image_pool(self, wanted: bool, channels: int) -> None:
+        """Global average pooling and a 1x1 convolution to ``channels``."""
+        self.image_pool = None
+        if wanted:
+            self.image_pool = nn.Sequential(
+                nn.AdaptiveAvgPool2d(1),
+                ConvModule(self.in_channels, channels, 1, **self._layer),
+            )
+
+    def _build_decoder(self, c1_in_channels: int, c1_channels: int) -> None:
+        """A 1x1 convolution of the level at stride 4 and two separable 3x3 convolutions."""
+        self.c1_bottleneck = self.sep_bottleneck = None
+        if c1_in_channels:
+            self.c1_bottleneck = ConvModule(c1_in_channels, c1_channels, 1, **self._layer)
+            self.sep_bottleneck = nn.Sequential(
+                *(
+                    DepthwiseSeparableConvModule(
+                        channels, self.channels, 3, padding=1, **self._layer
+                    )
+                    for channels in (self.channels + c1_channels, self.channels)
+                )
+            )
+
+    def _with_image_level(self, parts: Sequence[Tensor], x: Tensor) -> Tensor:
+        """``parts`` and the image level of ``x`` (N, in_channels, H, W), concatenated."""
+        if self.image_pool is None:
+            return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
+        check_pooled_batch(type(self).__name__, self.image_pool[1].norm, x)
+        return torch.cat([*parts, self.image_pool(x).expand(-1, -1, *x.shape[2:])], dim=1)
+
+    def _decoded(self, out: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        """``out`` refined at the size of ``inputs[0]``, or as it is without a decoder."""
+        if self.c1_bottleneck is None:
+            return out
+        low = self.c1_bottleneck(inputs[0])
+        out = resize(out, size=low.shape[2:], mode='bilinear', align_corners=self.align_corners)
+        return self.sep_bottleneck(torch.cat([out, low], dim=1))
