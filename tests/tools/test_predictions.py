@@ -35,11 +35,11 @@ def test_draws_and_says_what_each_model_has_right(tmp_path):
         '--out', 'new/picture.png', cwd=tmp_path,
     )  # fmt: skip
     assert (tmp_path / 'new' / 'picture.png').stat().st_size > 5000
-    # The second model has class 3 everywhere; the test loader of FusionShapes reads its val split.
+    # The second model has class 3 everywhere.
     shares = re.findall(r'second ([\d.]+) %', found.stdout)
     model.cfg = cfg
     for share, index in zip(shares, (2, 0)):
-        image, label = draw_scene(index, split='val', size=(64, 64))[:2]
+        image, label = draw_scene(index, split='test', size=(64, 64))[:2]
         assert (inference_model(model, image).pred_sem_seg.data == 3).all()
         assert float(share) == pytest.approx(100 * (label[label != 255] == 3).mean(), abs=0.06)
     assert len(shares) == 2
