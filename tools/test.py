@@ -3,6 +3,9 @@
 The command line is MMSegmentation's::
 
     python tools/test.py CONFIG CHECKPOINT [--tta] [--show-dir DIR] [--out DIR] [--work-dir DIR]
+        [--allow-missing]
+
+A checkpoint that lacks weights of the model is refused without ``--allow-missing``.
 """
 
 from __future__ import annotations

@@ -3,7 +3,11 @@
 Imported first, it also serves ``_base_ = 'mmseg_fusion::...'``, processes without a GPU and
 ``--resume`` on a recent torch. The command line is MMSegmentation's::
 
-    python tools/train.py CONFIG [--work-dir DIR] [--resume] [--amp] [--cfg-options KEY=VALUE ...]
+    python tools/train.py CONFIG [--work-dir DIR] [--resume [CHECKPOINT]] [--amp]
+        [--cfg-options KEY=VALUE ...]
+
+``--resume`` goes on from the last intact checkpoint of the work dir, or from the one that is named;
+``load_from`` is what a run without a checkpoint begins from.
 """
 
 from __future__ import annotations

@@ -120,6 +120,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     bad('empty', b'')
     bad('truncated', whole[: len(whole) // 2])
     bad('no_state', dict(meta=dict(iter=3), optimizer={}))
+    bad('nothing_in_common', dict(state_dict=dict(a=torch.zeros(3))))
     bad('a_list', [torch.zeros(3)])
     found['ran'] = folder / 'ran'
     bad('code', dict(state_dict=Payload(found['ran'])))
@@ -309,37 +310,84 @@ def test_configs(files, capsys, monkeypatch, tmp_path, tool, kind):
     assert OTHERWISE.get((tool, kind), BAD_CONFIGS[kind]) in found
 
 
-# --- numbers ---------------------------------------------------------------------------------
+# --- numbers and folders ---------------------------------------------------------------------
+
+#: A tool, its arguments and words of the message.
+ROWS = [
+    ('train.py', '{plain} --cfg-options train_cfg.max_iters=0', 'train_cfg.max_iters must be'),
+    ('train.py', '{plain} --cfg-options train_cfg.max_iters=-3', 'got -3'),
+    (
+        'train.py',
+        '{plain} --work-dir {out} --cfg-options model.decode_head.num_classes=7 '
+        'model.auxiliary_head.num_classes=7',
+        'the training set has label 7: model.decode_head.num_classes is 7',
+    ),
+    ('train.py', '{plain} --cfg-options param_scheduler.9=1', '--cfg-options does not fit'),
+    (
+        'train.py',
+        '{plain} --work-dir {out} --cfg-options load_from={nothing_in_common}',
+        'nothing_in_common.pth has none of the weights of the model',
+    ),
+    ('compare.py', '{no_config} {plain}', 'no_config.py'),
+    ('compare.py', '{plain} {gff} --jobs 0', '--jobs'),
+    ('compare.py', '{plain} {gff} --iters 0', '--iters'),
+    ('demo.py', '--iters 0', '--iters is at least 1, but got 0'),
+    ('demo.py', '--scenes -1', '--scenes is at least 1, but got -1'),
+    (
+        'analysis_tools/attention_conflicts.py',
+        '{danet} {danet_checkpoint} --num-images -1',
+        '--num-images is at least 1, got -1',
+    ),
+    ('analysis_tools/benchmark.py', '{plain} --batch-size -1', 'at least 1, got -1'),
+    ('analysis_tools/benchmark.py', '{plain} --repeat 0', 'at least 1, got 0'),
+    ('analysis_tools/benchmark_attention.py', '--groups 0', '--groups'),
+    ('analysis_tools/benchmark_car.py', '--classes 0', '--classes'),
+    ('analysis_tools/benchmark_eseg.py', '--batch-size -1', 'at least 1, got -1'),
+    ('analysis_tools/benchmark_gff.py', '--batch-size -1', 'at least 1, got -1'),
+    ('analysis_tools/benchmark_hfgd.py', '--batch-size -1', 'at least 1, got -1'),
+    ('analysis_tools/benchmark_ksac.py', '--batch-size -1', 'at least 1, got -1'),
+    ('analysis_tools/benchmark_ksac.py', '--channels 0', '--channels'),
+    (
+        'analysis_tools/benchmark_scale_equalizer.py',
+        '{plain} --batch-size -1',
+        'at least 1, got -1',
+    ),
+    ('analysis_tools/check_dataset.py', '{plain} --nproc 0', '--nproc'),
+    ('analysis_tools/check_dataset.py', '{plain} --nproc -1', '--nproc'),
+    ('analysis_tools/class_dependency.py', '{plain} none --num-samples 0', '--num-samples'),
+    ('analysis_tools/class_dependency.py', '{plain} none --num-workers -1', '--num-workers'),
+    ('analysis_tools/feature_umap.py', '{plain} none --num-workers -1', '--num-workers'),
+    ('analysis_tools/gate_maps.py', '{gff} none --num-samples 0', '--num-samples'),
+    ('analysis_tools/get_flops.py', '{plain} --shape 0 64', '--shape'),
+    ('analysis_tools/get_flops.py', '{plain} --shape -1', '--shape'),
+    ('analysis_tools/pixel_relation.py', '{plain} none --max-points 0', '--max-points'),
+    ('analysis_tools/rate_maps.py', '{ksac} none --count 0', '--count'),
+    ('analysis_tools/scale_report.py', '{plain} --batch-size -1', 'at least 1, got -1'),
+    ('analysis_tools/scale_report.py', '{plain} --num-images 1', 'at least 2, got 1'),
+    ('analysis_tools/upsampling_variance.py', '--num-sigmas 0', '--num-sigmas'),
+    ('analysis_tools/upsampling_variance.py', '--shape 0 8', '--shape'),
+    ('dataset_converters/camvid.py', '{missing} -o {out}', 'missing.pth'),
+    ('dataset_converters/camvid.py', '{images} -o {out} --nproc 0', '--nproc'),
+    ('dataset_converters/coco_voc.py', '{missing} {images} {out}', 'missing.pth'),
+    ('dataset_converters/coco_voc.py', '{text} {images} {out}', 'text.pth'),
+    ('dataset_converters/coco_voc.py', '{text} {images} {out} --nproc 0', '--nproc'),
+    ('deployment/export_onnx.py', '{plain} {out}.onnx --shape 0 64', '--shape'),
+    ('pseudo_labels.py', '{plain} {plain_checkpoint} {missing} {out}', 'missing.pth'),
+    ('pseudo_labels.py', '{plain} {plain_checkpoint} {images} {out} --threshold 2', '--threshold'),
+]
 
 
-@pytest.mark.parametrize(
-    ('tool', 'arguments', 'words'),
-    [
-        ('train.py', '{plain} --cfg-options train_cfg.max_iters=0', 'train_cfg.max_iters must be'),
-        ('train.py', '{plain} --cfg-options train_cfg.max_iters=-3', 'got -3'),
-        (
-            'train.py',
-            '{plain} --work-dir {out} --cfg-options model.decode_head.num_classes=7 '
-            'model.auxiliary_head.num_classes=7',
-            'the training set has label 7: model.decode_head.num_classes is 7',
-        ),
-        ('train.py', '{plain} --cfg-options param_scheduler.9=1', '--cfg-options does not fit'),
-        ('demo.py', '--iters 0', '--iters is at least 1, but got 0'),
-        ('demo.py', '--scenes -1', '--scenes is at least 1, but got -1'),
-        ('analysis_tools/benchmark.py', '{plain} --batch-size -1', 'at least 1, got -1'),
-        ('analysis_tools/benchmark_eseg.py', '--batch-size -1', 'at least 1, got -1'),
-        ('analysis_tools/benchmark_gff.py', '--batch-size -1', 'at least 1, got -1'),
-        ('analysis_tools/benchmark_hfgd.py', '--batch-size -1', 'at least 1, got -1'),
-        ('analysis_tools/benchmark_ksac.py', '--batch-size -1', 'at least 1, got -1'),
-        (
-            'analysis_tools/benchmark_scale_equalizer.py',
-            '{plain} --batch-size -1',
-            'at least 1, got -1',
-        ),
-        ('analysis_tools/scale_report.py', '{plain} --batch-size -1', 'at least 1, got -1'),
-        ('analysis_tools/scale_report.py', '{plain} --num-images 1', 'at least 2, got 1'),
-    ],
-)
-def test_numbers(files, capsys, monkeypatch, tmp_path, tool, arguments, words):
+@pytest.mark.parametrize(('tool', 'arguments', 'words'), ROWS)
+def test_numbers_and_folders(files, capsys, monkeypatch, tmp_path, tool, arguments, words):
     monkeypatch.chdir(tmp_path)
     assert words in complaint(tool, filled(arguments, files), capsys)
+
+
+def test_every_tool_stands_in_a_table():
+    tools = {str(p.relative_to(TOOLS)) for p in TOOLS.rglob('*.py') if not p.name.startswith('_')}
+    tables = {*WITH_CHECKPOINT, *WITH_CONFIG, *(tool for tool, _, _ in ROWS)}
+    assert tables == tools
+    for tool in tools:
+        source = (TOOLS / tool).read_text()
+        if "'checkpoint'" in source or "'--checkpoint'" in source or 'add_models(' in source:
+            assert tool in WITH_CHECKPOINT, tool

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from .running import TOOLS, environment, load, small_config
 
@@ -90,6 +91,23 @@ def test_two_processes_test_what_one_process_tests(trained):
     for name in ('aAcc', 'mIoU', 'mAcc'):
         # Each scene counts once, whichever process has seen it.
         assert metrics[1][name] == metrics[2][name]
+
+
+@pytest.mark.stack
+def test_two_processes_resume_from_their_own_checkpoint(trained, tmp_path):
+    folder, _ = trained
+    work = tmp_path / 'work'
+    shutil.copytree(folder / 'work', work, ignore=shutil.ignore_patterns('2*'))
+    # What the first start took: another run's checkpoint, of a later iteration.
+    other = load(folder / 'work' / 'iter_3.pth')
+    other['meta']['iter'] = 9
+    torch.save(other, tmp_path / 'other.pth')
+    options = [f'load_from={tmp_path / "other.pth"}', 'train_cfg.max_iters=4']
+    arguments = ['small.py', 2, '--work-dir', work, '--resume', '--cfg-options', *options]
+    output = succeeded(bash('dist_train.sh', *arguments, cwd=folder))
+    assert f'--resume: continues from {work / "iter_3.pth"}' in output
+    assert 'Iter(train) [4/4]' in output
+    assert load(work / 'iter_4.pth')['meta']['iter'] == 4
 
 
 # --- what is handed to the launcher --------------------------------------------------------------
@@ -202,6 +220,11 @@ def test_a_slurm_task_trains(srun, tmp_path):
     output = succeeded(bash('slurm_train.sh', *arguments, cwd=tmp_path, **srun, **env))
     assert 'Iter(train) [2/2]' in output
     assert (tmp_path / 'work' / 'last_checkpoint').is_file()
+    # Again, as after a time limit: load_from is for the first start.
+    arguments += ['--resume', '--cfg-options', 'load_from=nowhere.pth', 'train_cfg.max_iters=3']
+    output = succeeded(bash('slurm_train.sh', *arguments, cwd=tmp_path, **srun, **env))
+    assert re.search(r'--resume: continues from .*iter_2\.pth.*nowhere\.pth', output)
+    assert 'Iter(train) [3/3]' in output
 
 
 @pytest.mark.parametrize('name', ['dist_train.sh', 'dist_test.sh'])

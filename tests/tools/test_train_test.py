@@ -120,6 +120,36 @@ def test_the_config_runs_with_the_tools_of_the_installed_mmseg(trained, tmp_path
     assert 'mIoU' in result.stdout
 
 
+@pytest.mark.stack
+def test_a_test_with_weights_missing_is_asked_for(trained, tmp_path):
+    # Without --allow-missing it stops: tests/tools/test_bad_inputs.py.
+    checkpoint = load(trained / 'work' / 'iter_6.pth')
+    state = checkpoint['state_dict']
+    partial = {k: v for k, v in state.items() if not k.startswith('decode_head.conv_seg')}
+    torch.save(dict(state_dict=partial), tmp_path / 'partial.pth')
+    arguments = [trained / 'small.py', 'partial.pth', '--work-dir', 'work']
+    refused = run(TOOLS / 'test.py', *arguments, cwd=tmp_path, check=False)
+    assert refused.returncode == 1
+    words = refused.stderr.splitlines()[-1]
+    assert 'partial.pth does not fit the model of the config: it lacks weights, 2 of ' in words
+    assert 'decode_head.conv_seg.weight' in words
+    assert 'add --allow-missing' in words
+    assert 'Iter(test)' not in refused.stdout
+    assert (
+        'Iter(test) [3/3]'
+        in run(TOOLS / 'test.py', *arguments, '--allow-missing', cwd=tmp_path).stdout
+    )
+
+
+@pytest.mark.stack
+def test_a_data_root_with_a_blank_is_that_folder(trained, tmp_path):
+    root = tmp_path / 'my data'
+    options = ['--cfg-options', f'work_dir={root}', 'train_cfg.max_iters=1']
+    run(TOOLS / 'train.py', trained / 'small.py', *options, cwd=tmp_path)
+    assert (root / 'iter_1.pth').is_file()
+    assert not (tmp_path / 'mydata').exists()
+
+
 # --- paths that are not there --------------------------------------------------------------------
 
 
