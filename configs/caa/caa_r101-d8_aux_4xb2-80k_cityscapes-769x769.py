@@ -8,6 +8,8 @@ crop_size = (769, 769)
 data_preprocessor = dict(size=crop_size)
 model = dict(
     data_preprocessor=data_preprocessor,
+    # Windows of the crop: axial attention without residual knows rows and columns of its length.
+    test_cfg=dict(mode='slide', crop_size=crop_size, stride=(512, 512)),
     backbone=dict(
         strides=(1, 2, 1, 1),
         dilations=(1, 1, 2, 4),

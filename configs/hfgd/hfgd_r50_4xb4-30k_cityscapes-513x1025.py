@@ -10,5 +10,7 @@ model = dict(
     type='CAREncoderDecoder',
     car=dict(layer='encoder.out_conv'),
     data_preprocessor=data_preprocessor,
+    # Windows of the crop: axial attention without residual knows rows and columns of its length.
+    test_cfg=dict(mode='slide', crop_size=crop_size, stride=(342, 683)),
     decode_head=dict(num_classes=19))
 train_dataloader = dict(batch_size=4, num_workers=4)

@@ -9,6 +9,8 @@ data_preprocessor = dict(size=crop_size)
 # Semantic FPN: none of the three parts.
 model = dict(
     data_preprocessor=data_preprocessor,
+    # As the rows with axial attention beside it.
+    test_cfg=dict(mode='slide', crop_size=crop_size, stride=(342, 683)),
     decode_head=dict(
         upsampler=dict(type='SemanticFPNHead'),
         encoder=None,

@@ -320,7 +320,8 @@ def draw_dependency(
     """Maps of several models side by side on one colour scale.
 
     Row i says how much class i leans on the class of each column. Absent classes are hatched grey,
-    their names too.
+    their names too. The scale ends at the largest value; for ``'softmax'`` it begins at 0 and ends
+    at twice the value of a uniform row or above, so that a uniform map has the middle colour.
 
     Args:
         maps: one per model.
@@ -351,7 +352,8 @@ def draw_dependency(
     high = finite.max().item() if len(finite) else 1.0
     low = finite.min().item() if len(finite) else 0.0
     if similarity == 'softmax':
-        low = 0.0
+        # A row sums to 1: where it is uniform it has half of the scale, not the brightest colour.
+        low, high = 0.0, max(high, min(1.0, 2 / count))
     elif similarity == 'cosine':
         low, high = min(0.0, low), 1.0
     colours = colormaps['inferno'].copy()

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from matplotlib import colormaps
 from PIL import Image
 
 from mmseg_fusion.analysis.class_dependency import (
@@ -280,6 +281,21 @@ def test_one_colour_scale(tmp_path):
     assert columns[0] < drawn.shape[1] * 0.3
     middle = drawn.shape[1] // 2
     assert not brightest[:, middle : int(drawn.shape[1] * 0.85)].any()
+
+
+@pytest.mark.parametrize('count', [2, 20])
+def test_a_uniform_map_has_the_middle_colour(tmp_path, count):
+    """Neither the brightest, which says that a class leans on another, nor the darkest."""
+    names = [f'class {i}' for i in range(count)]
+    uniform = torch.full((count, count), 1 / count)
+    uniform[0, 0] += 1e-4
+    maps = [Dependency('a', torch.eye(count), uniform)]
+    drawn = picture(maps, names, tmp_path / 'a.png')
+    middle = np.array([int(255 * v) for v in colormaps['inferno'](0.5)[:3]])
+    height, width = drawn.shape[:2]
+    inside = drawn[height // 2 - 5 : height // 2 + 5, width // 2 - 60 : width // 2 - 50]
+    assert (np.abs(drawn - middle).max(2) < 12).mean() > 0.1
+    assert np.abs(inside - [252, 255, 164]).max(2).min() > 50
 
 
 def test_many_classes_make_a_larger_picture(tmp_path):
