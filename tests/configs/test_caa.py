@@ -228,7 +228,8 @@ def test_differs_in_the_data_alone(name: str, baseline: str) -> None:
 
 
 def test_models_of_the_comparison_differ_in_the_backbone_alone() -> None:
-    apart = ('backbone', 'pretrained', 'size', 'num_classes')
+    # Windows on Cityscapes alone, whose images are larger than the crop.
+    apart = ('backbone', 'pretrained', 'size', 'num_classes', 'test_cfg')
     of_backbone = ('in_channels', 'in_index', 'c1_in_channels', 'c1_channels')
     names = [name for name in NAMES if '_aux' in name]
     models = {signature(without(content(n)['model'], *apart, *of_backbone)) for n in names}
