@@ -183,7 +183,13 @@ def planned(record: dict[str, Any], args: argparse.Namespace) -> list[Run]:
     for name, entry in record['configs'].items():
         check_config(entry['path'])
         cfg = comparison.prepared(entry['path'], entry.get('options', {}))
-        configs[name] = cfg, comparison.settings_of(cfg._cfg_dict.to_dict())
+        settings = comparison.settings_of(cfg._cfg_dict.to_dict())
+        # What the command line adds to the config decides as well.
+        if args.amp:
+            settings['amp'] = True
+        if args.gpus_per_run > 1:
+            settings['gpus_per_run'] = args.gpus_per_run
+        configs[name] = cfg, settings
     order = dict.fromkeys(
         (name, seed)
         for group in record['groups']

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -221,6 +222,59 @@ def test_several_processes_per_run(tmp_path):
     assert record['configs']['narrow']['options'] == {'default_hooks.checkpoint.interval': 2}
 
 
+@pytest.fixture
+def module(monkeypatch) -> ModuleType:
+    """The tool as a module."""
+    spec = importlib.util.spec_from_file_location('compare', TOOL)
+    tool = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, 'compare', tool)
+    spec.loader.exec_module(tool)
+    return tool
+
+
+def test_commands_of_the_launchers(module, tmp_path):
+    (tmp_path / 'narrow.py').touch()
+    one = module.Run('narrow', 3, tmp_path, None, {})
+    config, work = str(tmp_path / 'config.py'), ['--work-dir', str(tmp_path)]
+    weights = tmp_path / 'iter_6.pth'
+
+    def commands(*options: str) -> tuple[list[str], list[str]]:
+        args = module.parse_args([str(tmp_path / 'narrow.py'), *options])
+        return module.train_command(args, one), module.test_command(args, one, weights)
+
+    train, test = commands('--amp')
+    assert train == [sys.executable, str(TOOLS / 'train.py'), config, *work, '--amp']
+    last = ['--work-dir', str(tmp_path / 'test')]
+    assert test == [sys.executable, str(TOOLS / 'test.py'), config, str(weights), *last]
+    train, test = commands('--launcher', 'pytorch', '--gpus-per-run', '4')
+    assert train == ['bash', str(TOOLS / 'dist_train.sh'), config, '4', *work]
+    assert test == ['bash', str(TOOLS / 'dist_test.sh'), config, str(weights), '4', *last]
+    train, test = commands('--launcher', 'slurm', '--partition', 'long')
+    script = str(TOOLS / 'slurm_train.sh')
+    assert train == ['bash', script, 'long', 'narrow-3', config, *work]
+    script = str(TOOLS / 'slurm_test.sh')
+    assert test == ['bash', script, 'long', 'narrow-3-test', config, str(weights), *last]
+    # Of a run that was cut off.
+    (tmp_path / 'last_checkpoint').touch()
+    assert commands()[0][-1] == '--resume'
+
+
+def test_precision_and_processes_are_part_of_what_was_run(module, tmp_path, monkeypatch):
+    names = [p.name for p in configs(tmp_path)]
+    monkeypatch.chdir(tmp_path)
+
+    def prints(*options: str) -> set[str]:
+        args = module.parse_args([*names, *options])
+        record = module.extended(module.comparison.empty('x', []), args)
+        return {run.fingerprint for run in module.planned(record, args)}
+
+    plain = prints()
+    assert len(plain) == 2
+    for options in (['--amp'], ['--launcher', 'pytorch', '--gpus-per-run', '2']):
+        assert not prints(*options) & plain
+    assert prints('--jobs', '2', '--threads', '1') == plain
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
@@ -237,14 +291,10 @@ def test_several_processes_per_run(tmp_path):
         (['narow.py'], 'not a file'),
     ],
 )
-def test_wrong_arguments(arguments, message, tmp_path, monkeypatch, capsys):
+def test_wrong_arguments(arguments, message, module, tmp_path, monkeypatch, capsys):
     configs(tmp_path)
     monkeypatch.chdir(tmp_path)
-    spec = importlib.util.spec_from_file_location('compare', TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, 'compare', tool)
-    spec.loader.exec_module(tool)
     with pytest.raises(SystemExit) as error:
-        tool.parse_args([str(a) for a in arguments])
+        module.parse_args([str(a) for a in arguments])
     assert error.value.code
     assert message in f'{error.value.code}{capsys.readouterr().err}'
