@@ -27,6 +27,13 @@ IMPLEMENTATIONS = ('auto', 'shared_taps', 'dilated')
 BATCH_NORM = dict(type='BN', requires_grad=True)
 RELU = dict(type='ReLU')
 
+#: Input channels times further rates from which on the nine products are taken on a CPU. A training
+#: step, 256 output channels, 33 x 33, rates 6, 12, 18, takes with the nine products 0.88 (128 input
+#: channels, 256 here), 0.46 (256, 512 here) and 0.36 (2048) of the time of a convolution per rate:
+#: torch 2.13.0, one thread of an AMD EPYC with AVX-512, medians of 7 turns, ``benchmark_ksac.py
+#: --no-memory --threads 1 --rates 6 12 18 --repeat 7 --case 128 33 --case 256 33 --case 2048 33``.
+SHARED_TAPS_FROM = 512
+
 #: What the nine products may take at a time on a CPU, in bytes of float32.
 PORTION_BYTES = 16 * 2**20
 
@@ -193,8 +200,8 @@ def choose_implementation(
     does not depend on these. Of several thresholds the one that is hardly ever slower than
     ``dilated``, also in inference, where that one saves most.
 
-    - CPU: ``shared_taps`` if ``in_channels * (num_rates - 1)`` is 512 or more: from 512 input
-      channels with two rates, 256 with three, 128 with five.
+    - CPU: ``shared_taps`` if ``in_channels * (num_rates - 1)`` is :data:`SHARED_TAPS_FROM`, 512,
+      or more: from 512 input channels with two rates, 256 with three, 128 with five.
     - ``meta``, where multiply-adds are counted: as on a CPU.
     - CUDA and all else: ``dilated``. Not measured there, so the rule takes what cannot be slower
       than ``dilated``; ``shared_taps`` can be asked for.
@@ -206,7 +213,8 @@ def choose_implementation(
     """
     if torch.device(device).type not in ('cpu', 'meta'):
         return 'dilated'
-    return 'shared_taps' if in_channels * (num_rates - 1) >= 512 else 'dilated'
+    saved = in_channels * (num_rates - 1)
+    return 'shared_taps' if saved >= SHARED_TAPS_FROM else 'dilated'
 
 
 class _SharedKernel(nn.Conv2d):
