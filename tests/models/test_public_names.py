@@ -28,6 +28,7 @@ NAMES = {
         'HFGDHead',
         'KSACHead',
         'LinearASPPHead',
+        'PointwiseUPerHead',
         'SAHead',
         'SemanticFPNHead',
         'SequentialDualAttentionHead',

@@ -143,6 +143,7 @@ HEADS: dict[str, dict] = {
     'HFGDHead': dict(**ALL),
     'KSACHead': dict(dilations=(1, 2), **ONE),
     'LinearASPPHead': dict(dilations=(1, 2), **ONE),
+    'PointwiseUPerHead': dict(pool_scales=(1, 2), **ALL),
     'SAHead': dict(qk_channels=8, **ONE),
     'SemanticFPNHead': dict(**ALL),
     'SequentialDualAttentionHead': dict(pam_channels=8, **ONE),

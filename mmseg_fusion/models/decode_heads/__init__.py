@@ -11,6 +11,7 @@ from .gff_head import GFFHead
 from .hfgd_head import HFGDHead
 from .ksac_head import KSACHead
 from .linear_aspp_head import LinearASPPHead
+from .pointwise_uper_head import PointwiseUPerHead
 from .sa_head import SAHead
 from .semantic_fpn_head import SemanticFPNHead, USFPNHead
 from .sequential_dual_attention_head import SequentialDualAttentionHead
@@ -26,6 +27,7 @@ __all__ = [
     'HFGDHead',
     'KSACHead',
     'LinearASPPHead',
+    'PointwiseUPerHead',
     'SAHead',
     'SemanticFPNHead',
     'SequentialDualAttentionHead',

@@ -16,6 +16,21 @@ class TestSAHead(HeadTester):
     stride = 16
 
 
+class TestSAHeadWithAnotherLastConvolution(HeadTester):
+    head = dict(type='SAHead', qk_channels=4, attention_channels=24, in_index=2)
+    stride = 16
+
+
+def test_width_of_the_last_convolution():
+    head = build(channels=6, attention_channels=10)
+    assert head.in_conv.conv.weight.shape[:2] == (10, 8)
+    assert head.attention.value.conv.weight.shape[:2] == (10, 10)
+    assert head.out_conv.conv.weight.shape[:2] == (6, 10)
+    assert head.conv_seg.weight.shape[:2] == (3, 6)
+    with pytest.raises(ValueError, match='attention_channels must be at least 1, got 0'):
+        build(attention_channels=0)
+
+
 def build(**changes):
     cfg = dict(type='SAHead', in_channels=8, channels=16, num_classes=3, dropout_ratio=0)
     return MODELS.build({**cfg, 'norm_cfg': dict(type='BN'), **changes}).eval()

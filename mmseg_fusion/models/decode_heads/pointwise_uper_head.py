@@ -1,0 +1,49 @@
+"""UPerNet's head with a smaller convolution behind its pyramid pooling.
+
+Ye Huang, "Context-aware Image Semantic Segmentation", doctoral thesis, University of Technology
+Sydney, 2022, section 4.4.2.3.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmcv.cnn import ConvModule
+from mmseg.models.decode_heads import UPerHead
+from mmseg.registry import MODELS
+
+
+@MODELS.register_module()
+class PointwiseUPerHead(UPerHead):
+    """MMSegmentation's ``UPerHead`` whose convolution behind the pyramid pooling module is 1x1.
+
+    Section 4.4.2.3 of the thesis reports 0.5 to 1.0 mIoU more from it for Swin-T and Swin-L with
+    class-aware regularization, on Pascal Context.
+
+    Args:
+        ppm_kernel_size: of that convolution, ``bottleneck``; 3 is ``UPerHead``.
+        **kwargs: arguments of ``UPerHead``.
+
+    Shape:
+        As ``UPerHead``.
+
+    Raises:
+        ValueError: ``ppm_kernel_size`` is even or not positive.
+    """
+
+    def __init__(self, *, ppm_kernel_size: int = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if ppm_kernel_size < 1 or ppm_kernel_size % 2 == 0:
+            raise ValueError(
+                'PointwiseUPerHead: ppm_kernel_size must be odd and positive, got '
+                f'{ppm_kernel_size!r}; change model.decode_head.ppm_kernel_size'
+            )
+        self.bottleneck = ConvModule(
+            self.bottleneck.in_channels,
+            self.channels,
+            ppm_kernel_size,
+            padding=ppm_kernel_size // 2,
+            conv_cfg=self.conv_cfg,
+            norm_cfg=self.norm_cfg,
+            act_cfg=self.act_cfg,
+        )
