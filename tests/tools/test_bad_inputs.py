@@ -165,6 +165,7 @@ WITH_CHECKPOINT = {
     ),
     'analysis_tools/gate_maps.py': ('gff', '{config} {checkpoint} --device cpu --out {out}/g.png'),
     'analysis_tools/pixel_relation.py': ('plain', '{config} {checkpoint} --device cpu'),
+    'analysis_tools/predictions.py': ('plain', '{config} {checkpoint} --device cpu'),
     'analysis_tools/rate_maps.py': ('ksac', '{config} {checkpoint} --device cpu'),
     'analysis_tools/scale_report.py': ('plain', '{config} --checkpoint {checkpoint}'),
     'deployment/export_onnx.py': (
