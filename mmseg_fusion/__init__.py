@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 
 from . import compat
+from .fusions import equalize
 from .version import __version__
 
 #: Why the package cannot be used; ``python -m mmseg_fusion`` then says what to install.
@@ -27,4 +28,13 @@ except Exception as error:
         raise
     import_error = error
 
-__all__ = ['__version__', 'analysis', 'compat', 'datasets', 'engine', 'import_error', 'models']
+__all__ = [
+    '__version__',
+    'analysis',
+    'compat',
+    'datasets',
+    'engine',
+    'equalize',
+    'import_error',
+    'models',
+]

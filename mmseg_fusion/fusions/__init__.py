@@ -7,16 +7,31 @@ takes torch (and numpy's random state) alone. To read in this order:
 - :mod:`~mmseg_fusion.fusions.trace`: which layers take concatenated features;
 - :mod:`~mmseg_fusion.fusions.statistics`: mean and standard deviation of their branches;
 - :mod:`~mmseg_fusion.fusions.plan`: what is to be done to each layer;
-- :mod:`~mmseg_fusion.fusions.fold`: doing it, as weights (equation 9) or as explicit layers.
+- :mod:`~mmseg_fusion.fusions.fold`: doing it, as weights (equation 9) or as explicit layers;
+- :mod:`~mmseg_fusion.fusions.equalization`: all of it in one call, :func:`equalize`.
 """
 
+from .equalization import (
+    PRETRAINED,
+    BranchScale,
+    EqualizationReport,
+    common_module,
+    equalize,
+    explain_single_value,
+    find_fusions,
+    is_inside,
+    plan_model,
+    refuse_uncalled,
+)
 from .fold import (
     ScaleEqualizer,
+    bias_shift,
     constants,
     fold_plan,
     fold_scale_equalizer,
     fold_tensors,
     install_equalizer,
+    is_transposed,
 )
 from .plan import plan_equalization, plan_layers
 from .state import kept_state
@@ -27,24 +42,37 @@ from .statistics import (
     reduce_statistics,
     split_batches,
 )
-from .trace import Fusion, FusionTracer, select_fusions, trace_fusions
+from .trace import Fusion, FusionTracer, Lost, select_fusions, trace_fusions
 
 __all__ = [
+    'PRETRAINED',
+    'BranchScale',
     'BranchStatistics',
+    'EqualizationReport',
     'Fusion',
     'FusionTracer',
+    'Lost',
     'ScaleEqualizer',
+    'bias_shift',
+    'common_module',
     'constants',
+    'equalize',
+    'explain_single_value',
+    'find_fusions',
     'fold_plan',
     'fold_scale_equalizer',
     'fold_tensors',
     'install_equalizer',
+    'is_inside',
+    'is_transposed',
     'kept_state',
     'measure_branches',
     'measuring',
     'plan_equalization',
     'plan_layers',
+    'plan_model',
     'reduce_statistics',
+    'refuse_uncalled',
     'select_fusions',
     'split_batches',
     'trace_fusions',

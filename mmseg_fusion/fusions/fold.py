@@ -10,6 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+_NO_MEANS = (
+    'a transposed convolution answers a constant input with different values in different cells, '
+    'so no bias can take the means: pass bias=False'
+)
 
 
 def _per_channel(value: float | Sequence[float] | Tensor, name: str) -> Tensor:
@@ -90,18 +96,34 @@ def expand_branches(values: Sequence[float], channels: Sequence[int]) -> Tensor:
     )
 
 
-def broadcast_to_weight(per_channel: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
+def is_transposed(layer: nn.Module) -> bool:
+    """Whether the layer is a transposed convolution, whose weight has its inputs first."""
+    return isinstance(layer, _ConvTransposeNd)
+
+
+def broadcast_to_weight(
+    per_channel: Tensor, weight: Tensor, groups: int = 1, transposed: bool = False
+) -> Tensor:
     """Spreads one value per input channel over the weight of a convolution or linear layer.
 
     Args:
         per_channel: (C_in,).
-        weight: (C_out, C_in / groups, ...) as torch lays it out.
+        weight: (C_out, C_in / groups, ...) as torch lays it out; of a transposed convolution
+            (C_in, C_out / groups, ...).
         groups: groups of the convolution.
+        transposed: whether the convolution is a transposed one.
 
     Returns:
         Values in the shape of ``weight``: entry (o, j, ...) belongs to the input channel
         that output o reads as its j-th.
     """
+    if transposed:
+        if per_channel.numel() != weight.shape[0]:
+            raise ValueError(
+                f'{per_channel.numel()} channels in the branches, but the layer takes '
+                f'{weight.shape[0]} (transposed, weight {tuple(weight.shape)})'
+            )
+        return per_channel.view(-1, *([1] * (weight.dim() - 1))).expand_as(weight)
     out, per_group = weight.shape[:2]
     if per_channel.numel() != per_group * groups:
         raise ValueError(
@@ -134,23 +156,31 @@ def fold_tensors(
     mu: Tensor | None = None,
     groups: int = 1,
     inverse: bool = False,
+    transposed: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Equation 9 on plain tensors: the weight and bias that make the equalizers unnecessary.
 
     Args:
-        weight: (C_out, C_in / groups, ...).
+        weight: (C_out, C_in / groups, ...); of a transposed convolution (C_in, C_out / groups,
+            ...).
         bias: (C_out,) or None.
         sigma: (C_in,) standard deviation of each input channel's branch.
         mu: (C_in,) its mean, or None to leave the bias as it is.
         groups: groups of the convolution.
         inverse: the other way: from folded tensors to those behind explicit equalizers.
+        transposed: whether the convolution is a transposed one; it cannot take ``mu``.
 
     Returns:
         New tensors of the same types; the arithmetic is float64.
+
+    Raises:
+        ValueError: ``mu`` is given for a transposed convolution.
     """
+    if transposed and mu is not None:
+        raise ValueError(_NO_MEANS)
     sigma = sigma.double().cpu()
     old = weight.detach().cpu().double()
-    spread = broadcast_to_weight(sigma, old, groups)
+    spread = broadcast_to_weight(sigma, old, groups, transposed)
     new = old * spread if inverse else old / spread
     if mu is not None and bias is not None:
         # The weight behind the explicit equalizers is the one that sees mu / sigma.
@@ -175,8 +205,8 @@ def fold_scale_equalizer(
     equalized feature (section 3.2 does not say which is meant).
 
     Args:
-        conv: convolution (any dimension, grouped or not) or linear layer that takes the
-            concatenation.
+        conv: convolution (any dimension, grouped, depthwise or not, transposed or not) or linear
+            layer that takes the concatenation.
         channels: channels of each branch, in the order of the concatenation; their sum is the
             layer's input channels.
         mean: mean of each branch.
@@ -185,15 +215,23 @@ def fold_scale_equalizer(
 
     Raises:
         ValueError: shapes disagree, a std is not positive, a value is not finite, or ``bias``
-            is asked of a layer that has none.
+            is asked of a layer that has none, or of a transposed convolution.
     """
     sigma, mu = expand_branches(std, channels), expand_branches(mean, channels)
     if not (torch.isfinite(sigma).all() and torch.isfinite(mu).all() and (sigma > 0).all()):
         raise ValueError(f'std must be positive and all values finite, got {mean=} {std=}')
+    if bias and is_transposed(conv):
+        raise ValueError(_NO_MEANS)
     if bias and conv.bias is None:
         raise ValueError('the fusion layer has no bias to take the means: pass bias=False')
-    groups = getattr(conv, 'groups', 1)
-    weight, shifted = fold_tensors(conv.weight, conv.bias, sigma, mu if bias else None, groups)
+    weight, shifted = fold_tensors(
+        conv.weight,
+        conv.bias,
+        sigma,
+        mu if bias else None,
+        getattr(conv, 'groups', 1),
+        transposed=is_transposed(conv),
+    )
     conv.weight.copy_(weight)
     if bias:
         conv.bias.copy_(shifted)

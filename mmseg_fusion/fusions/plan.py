@@ -7,33 +7,37 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from .fold import fold_plan
+from .fold import fold_plan, is_transposed
 from .statistics import BranchStatistics
 from .trace import Fusion
 
 
 def plan_equalization(
     fusion: Fusion,
-    statistics: BranchStatistics,
+    statistics: BranchStatistics | None,
     equalize_mean: Literal['auto'] | bool = 'auto',
 ) -> dict[str, Any]:
     """What is to be done to one fusion layer, as plain numbers.
 
     Args:
         fusion: the layer.
-        statistics: moments of its branches.
-        equalize_mean: as for :class:`~mmseg_fusion.engine.hooks.ScaleEqualizerHook`.
+        statistics: moments of its branches; None for a layer that is left alone and was not
+            measured.
+        equalize_mean: whether the means go into the layer's bias, if it has one and is no
+            transposed convolution: ``'auto'`` where no batch or instance norm takes them out
+            behind it, True always, False never.
 
     Returns:
         ``name``, ``channels``, ``sizes`` and ``reason`` of the fusion; per branch the measured
         ``mean`` and ``std``, the ``ratio`` of the std to the largest of the layer, and the
         ``divisor`` of the weight block and the ``offset`` taken out of the feature, 1 and 0 for a
         branch that is left alone; and ``bias``, whether the offsets go into the layer's bias.
+        Without statistics the lists per branch are empty.
 
     Raises:
         FloatingPointError: a moment is not finite; layer and branch are named.
     """
-    mean, std = statistics.mean, statistics.std
+    mean, std = (statistics.mean, statistics.std) if statistics is not None else ([], [])
     for index, values in enumerate(zip(mean, std)):
         if not all(map(math.isfinite, values)):
             raise FloatingPointError(
@@ -41,7 +45,7 @@ def plan_equalization(
                 f'standard deviation {values[1]}; no weight was changed. Check the training '
                 'images for NaN and the loaded weights, or leave the layer out with layers=[...].'
             )
-    has_bias = getattr(fusion.conv, 'bias', None) is not None
+    takes_means = getattr(fusion.conv, 'bias', None) is not None and not is_transposed(fusion.conv)
     bias = not fusion.normalized if equalize_mean == 'auto' else equalize_mean
     done = [fusion.equalizable and s > 0 for s in std]
     return {
@@ -53,7 +57,7 @@ def plan_equalization(
         'ratio': [s / max(std) if max(std) > 0 else 0.0 for s in std],
         'divisor': [s if d else 1.0 for s, d in zip(std, done)],
         'offset': [m if d else 0.0 for m, d in zip(mean, done)],
-        'bias': bool(fusion.equalizable and has_bias and bias),
+        'bias': bool(fusion.equalizable and takes_means and bias),
         'reason': fusion.reason,
     }
 
@@ -62,34 +66,41 @@ def plan_layers(
     fusions: Sequence[Fusion],
     measure: Callable[[], dict[str, BranchStatistics]],
     equalize_mean: Literal['auto'] | bool = 'auto',
+    remeasure: bool = False,
 ) -> list[dict[str, Any]]:
     """Plans the fusion layers of a model, in the order in which they run.
 
-    One measurement serves them all where a norm stands behind each fusion: it sets the scale of
-    what follows anew. Without one, equalizing a layer changes what the later ones take, so they
-    are measured again with it equalized (chosen: the paper's heads all have norms, its algorithm 1
-    knows one fusion). The weights are put back at the end.
+    One measurement serves them all where everything behind a fusion goes through a norm, which
+    sets its scale anew. Not to the last per cent: how smooth a feature is, no norm decides, and
+    resizing takes more of the variance from a rough one. Where something takes the raw output of a
+    fusion, equalizing the layer changes what later ones take, so they are measured again with it
+    equalized (chosen: the paper's heads all have norms, its algorithm 1 knows one fusion). The
+    weights are put back at the end. Nothing is measured where no layer is to be equalized.
 
     Args:
         fusions: the layers.
         measure: measures all branches of the model as it is, by name of the layer.
-        equalize_mean: as for :class:`~mmseg_fusion.engine.hooks.ScaleEqualizerHook`.
+        equalize_mean: as for :func:`plan_equalization`.
+        remeasure: whether to measure again after every fusion, norm or not.
 
     Returns:
         What :func:`plan_equalization` returns, per layer.
     """
     before = [(f.conv, copy.deepcopy(f.conv.state_dict())) for f in fusions]
     plans: list[dict[str, Any]] = []
+    statistics: dict[str, BranchStatistics] = {}
     try:
         while len(plans) < len(fusions):
-            statistics = measure()
-            for fusion in fusions[len(plans) :]:
-                plan = plan_equalization(fusion, statistics[fusion.name], equalize_mean)
+            rest = fusions[len(plans) :]
+            if any(f.equalizable for f in rest):
+                statistics = measure()
+            for fusion in rest:
+                plan = plan_equalization(fusion, statistics.get(fusion.name), equalize_mean)
                 plans.append(plan)
                 if plan['reason']:
                     continue
                 fold_plan(plan, fusion.conv)
-                if not fusion.rescaled:
+                if remeasure or not fusion.rescaled:
                     break
     finally:
         for layer, state in before:

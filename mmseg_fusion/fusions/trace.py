@@ -8,13 +8,14 @@ followed to the convolution or linear layer that takes them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -27,15 +28,17 @@ class Fusion:
 
     Attributes:
         name: qualified name of the layer below the traced module, e.g. ``fpn_bottleneck.conv``.
-        conv: the layer that takes the concatenation, a convolution or a linear layer.
+        conv: the layer that takes the concatenation, a convolution, transposed or not, or a
+            linear layer.
         channels: channels of each branch, in the order of the concatenation.
         sizes: spatial size (h, w) of each branch, in cells, before the resize that brought it to
             the size of the concatenation; a branch that was not resized has that size itself.
         called: whether the layer itself was called; its weight may also be used by other code.
-        normalized: whether the layer's output goes straight into batch or instance norm, which
-            takes out any constant per channel.
-        rescaled: whether it goes straight into any norm, which sets its scale anew.
-        reason: why the layer is left alone, empty if it can be equalized.
+        normalized: whether every output of the layer goes straight into batch or instance norm,
+            which takes out any constant per channel, and nowhere else.
+        rescaled: whether every output goes straight into a norm of any kind, which sets its scale
+            anew, and nowhere else.
+        reason: why the layer is left alone, as it was observed; empty if it can be equalized.
     """
 
     name: str
@@ -56,19 +59,102 @@ class Fusion:
         """The branches of the layer's input ``x``: (N, C, ...), for a linear layer (..., C)."""
         return x.split(self.channels, dim=1 if self.conv.weight.dim() > 2 else -1)
 
+    def blocks(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """What of a tensor in the shape of the layer's weight belongs to each branch.
+
+        Returns:
+            Per branch, with its channels in dimension 0: (C_i, ...).
+        """
+        groups = getattr(self.conv, 'groups', 1)
+        if not isinstance(self.conv, _ConvTransposeNd):
+            # Of a grouped weight: bring its input channels side by side.
+            out, per_group = weight.shape[:2]
+            weight = weight.reshape(groups, out // groups, per_group, -1)
+            weight = weight.transpose(1, 2).flatten(0, 1)
+        return weight.split(self.channels)
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A concatenation of feature maps along the channels that was followed to no layer.
+
+    Attributes:
+        name: qualified name of the innermost module that was called and not left yet, empty for
+            the traced one; a method other than ``__call__`` (a head's ``loss``) does not show.
+        channels: channels of each branch.
+        end: the last operation on it that was seen and could not be followed, empty if none was.
+    """
+
+    name: str
+    channels: tuple[int, ...]
+    end: str
+
+    def __str__(self) -> str:
+        where = self.name or 'the model'
+        end = f'its trail ends at {self.end!r}' if self.end else 'no operation on it was seen'
+        return f'{" + ".join(map(str, self.channels))} channels, concatenated inside {where}: {end}'
+
+
+@dataclass(eq=False)
+class _Trail:
+    """What became of one concatenation."""
+
+    name: str
+    channels: tuple[int, ...]
+    end: str = ''
+    reached: bool = False
+    into: _Trail | None = None
+
+    @property
+    def lost(self) -> bool:
+        return not self.reached and (self.into is None or self.into.lost)
+
 
 @dataclass(frozen=True)
 class _Concatenation:
     dim: int
     channels: tuple[int, ...]
     sizes: tuple[tuple[int, ...], ...]
+    trail: _Trail
+    # Behind a depthwise convolution, which gives each channel a filter of its own.
+    filtered: bool = False
 
-    def moved(self, dim: int) -> _Concatenation:
-        return _Concatenation(dim, self.channels, self.sizes)
+    def same_branches(self, other: _Concatenation) -> bool:
+        """Whether both are made of the very same features, in the same order."""
+        return self.trail is other.trail and (self.dim, self.channels) == (
+            other.dim,
+            other.channels,
+        )
+
+
+@dataclass(frozen=True)
+class _Stack:
+    dim: int
+    channels: int
+    sizes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(eq=False)
+class _Use:
+    """Where one output of a fusion layer goes."""
+
+    fusion: Fusion
+    norm: bool = False
+    channel_norm: bool = False
+    raw: bool = False
+
+    @property
+    def rescaled(self) -> bool:
+        return (self.norm or self.channel_norm) and not self.raw
+
+    @property
+    def normalized(self) -> bool:
+        return self.channel_norm and not self.norm and not self.raw
 
 
 # Matched by name, since one operation has several entry points: torch.relu, F.relu, Tensor.relu_.
 _CAT = frozenset(('cat', 'concat', 'concatenate'))
+_CAT_SECOND = frozenset(('hstack', 'column_stack'))
 _TRANSPOSED = frozenset(('conv_transpose1d', 'conv_transpose2d', 'conv_transpose3d'))
 _CONV = frozenset(('conv1d', 'conv2d', 'conv3d')) | _TRANSPOSED
 _RESIZE = frozenset(('interpolate', 'upsample', 'grid_sample'))
@@ -76,17 +162,25 @@ _RESHAPE = frozenset(('reshape', 'view', 'flatten', 'unflatten'))
 _MOVE = frozenset(('transpose', 'swapaxes', 'swapdims', 'permute', 'movedim', 'moveaxis'))
 _CHANNEL_NORM = frozenset(('batch_norm', 'instance_norm'))
 _NORM = _CHANNEL_NORM | {'group_norm', 'layer_norm'}
+# The same values in another place or type.
+_COPY = frozenset(
+    'contiguous clone to float half double bfloat16 type type_as cpu cuda detach __get__'.split()
+)
 # What leaves every channel in its place, so that the branches can still be told apart.
 _UNMIXED = (
     'dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout '
     'relu relu6 leaky_relu elu selu gelu silu mish hardswish hardsigmoid hardtanh sigmoid tanh '
-    'softplus prelu clamp contiguous clone to float half double bfloat16 type type_as cpu cuda '
-    'detach pad max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d group_norm '
-    'layer_norm mul multiply div __mul__ __rmul__ __imul__ __truediv__'
+    'softplus prelu clamp pad max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d '
+    'group_norm layer_norm normalize masked_fill mul multiply div __mul__ __rmul__ __imul__ '
+    '__truediv__'
 )
-_IN_PLACE = frozenset(_UNMIXED.split()) | _RESIZE | _CHANNEL_NORM
-# Likewise, but only with something smaller: the sum of two features is a new feature.
+_IN_PLACE = frozenset(_UNMIXED.split()) | _RESIZE | _CHANNEL_NORM | (_COPY - {'__get__'})
+# Likewise, but only with something smaller, or with what is made of the same branches (as in
+# z * g + z): the sum of two features is a new feature.
 _SHIFT = frozenset('add sub subtract __add__ __sub__ __radd__ __iadd__ __isub__'.split())
+_SHIFT |= frozenset(('rsub', '__rsub__'))
+# Unmixed unless they go along the channels.
+_TURN = frozenset(('flip', 'roll'))
 
 
 def _name(function: Callable) -> str:
@@ -101,6 +195,23 @@ def _argument(args: tuple, kwargs: dict, position: int, *names: str, default=Non
     return args[position] if len(args) > position else default
 
 
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+def _reads_values(name: str, out: Any) -> bool:
+    """Whether an operation makes a tensor from the values of its arguments."""
+    if name.endswith('_like') or name.startswith('new_'):
+        return False
+    return isinstance(out, Tensor) or (
+        isinstance(out, (list, tuple)) and any(isinstance(o, Tensor) for o in out)
+    )
+
+
 class FusionTracer(TorchFunctionMode):
     """Watches the forward passes inside ``with FusionTracer(root):`` for fusions.
 
@@ -108,71 +219,114 @@ class FusionTracer(TorchFunctionMode):
         root: the module whose layers are looked for; names are relative to it.
         on_input: called as ``on_input(fusion, x)`` whenever a fusion layer takes a concatenation
             ``x`` that splits as ``fusion.channels`` says: (N, C, ...), for a linear layer
-            (..., C).
+            (..., C). What is :attr:`lost` is not kept then, since passes may be many.
+        count_running: whether a batch norm that uses its running statistics counts as one: it
+            does where norm layers are in eval mode for the pass alone, and is a mere factor per
+            channel where they will stay so.
 
     A layer that computes its maps in a form that hides what it takes says so itself: if it has a
     method ``while_traced``, the context manager that this returns is entered meanwhile.
     """
 
     def __init__(
-        self, root: nn.Module, on_input: Callable[[Fusion, Tensor], None] | None = None
+        self,
+        root: nn.Module,
+        on_input: Callable[[Fusion, Tensor], None] | None = None,
+        count_running: bool = True,
     ) -> None:
         super().__init__()
         self._found: dict[str, Fusion] = {}
         self._on_input = on_input
+        self._count_running = count_running
+        named = list(root.named_modules())
         self._owners = {
             id(parameter): (name, module)
-            for name, module in root.named_modules()
+            for name, module in named
             for key, parameter in module._parameters.items()
             if key == 'weight' and parameter is not None
         }
-        self._layers = [
-            (n, m)
-            for n, m in root.named_modules()
-            if isinstance(m, (_ConvNd, nn.Linear)) or 'weight' in m._parameters
-        ]
+        self._other_tensors = {
+            id(tensor): f'{name}.{key}' if name else key
+            for name, module in named
+            for key, tensor in (*module._parameters.items(), *module._buffers.items())
+            if tensor is not None and id(tensor) not in self._owners
+        }
+        self._modules = named
         self._disguised = [m for m in root.modules() if callable(getattr(m, 'while_traced', None))]
+        self._inside: list[str] = []
         self._running: list[tuple[str, nn.Module]] = []
         self._alone: set[str] = set()
+        self._uses: list[_Use] = []
+        self._trails: list[_Trail] = []
+        self._depthwise: set[str] = set()
         self._reset()
 
     def _reset(self) -> None:
         self._concatenations = WeakTensorKeyDictionary()
+        self._stacks = WeakTensorKeyDictionary()
         self._sources = WeakTensorKeyDictionary()
         self._outputs = WeakTensorKeyDictionary()
 
     @property
     def fusions(self) -> list[Fusion]:
         """The fusions seen so far, in the order in which they ran."""
-        for name in self._alone & self._found.keys():
-            if not self._found[name].reason:
-                self._found[name].reason = 'it also takes inputs that are not concatenated'
+        uses: dict[str, list[_Use]] = {}
+        for use in self._uses:
+            uses.setdefault(use.fusion.name, []).append(use)
+        for name, fusion in self._found.items():
+            fusion.normalized = all(use.normalized for use in uses[name])
+            fusion.rescaled = all(use.rescaled for use in uses[name])
+            if fusion.reason:
+                continue
+            if name in self._alone:
+                fusion.reason = (
+                    'it also takes inputs that are not concatenated, as far as they were followed'
+                )
+            elif name in self._depthwise and fusion.normalized:
+                fusion.reason = (
+                    'depthwise: it mixes no channels, and the batch or instance norm that its '
+                    'output goes into takes out any scale of a channel'
+                )
         return list(self._found.values())
+
+    @property
+    def lost(self) -> list[Lost]:
+        """Concatenated feature maps (N, C, H, W) that no layer was seen to take."""
+        return [Lost(t.name, t.channels, t.end) for t in self._trails if t.lost]
 
     def __enter__(self) -> FusionTracer:
         # Names the layer for weights that are computed on the fly (weight standardization,
         # parametrizations), which no parameter's identity gives away.
         self._handles = []
-        for name, module in self._layers:
-            self._handles.append(
-                module.register_forward_pre_hook(
-                    lambda m, _, entry=(name, module): self._running.append(entry)
-                )
-            )
-            self._handles.append(module.register_forward_hook(lambda *_: self._pop()))
+        for name, module in self._modules:
+            layer = isinstance(module, (_ConvNd, nn.Linear)) or 'weight' in module._parameters
+            enter, leave = self._hooks(name, module if layer else None)
+            self._handles.append(module.register_forward_pre_hook(enter))
+            self._handles.append(module.register_forward_hook(leave, always_call=True))
         self._undisguised = contextlib.ExitStack()
         for module in self._disguised:
             self._undisguised.enter_context(module.while_traced())
         return super().__enter__()
 
-    def _pop(self) -> None:
-        self._running.pop()
+    def _hooks(self, name: str, layer: nn.Module | None) -> tuple[Callable, Callable]:
+        def enter(*_: Any) -> None:
+            self._inside.append(name)
+            if layer is not None:
+                self._running.append((name, layer))
+
+        def leave(*_: Any) -> None:
+            self._inside.pop()
+            if layer is not None:
+                self._running.pop()
+
+        return enter, leave
 
     def __exit__(self, *exception) -> None:
         for handle in self._handles:
             handle.remove()
         self._undisguised.close()
         self._running.clear()
+        self._inside.clear()
         self._reset()
         return super().__exit__(*exception)
 
@@ -186,104 +340,246 @@ class FusionTracer(TorchFunctionMode):
             # Compiled functions keep keywords: torch.cat(tensors=...), torch.relu(input=...).
             kwargs = dict(kwargs)
             args = tuple(kwargs.pop(k) for k in ('tensors', 'input') if k in kwargs)
-        if not isinstance(out, Tensor) or not args:
+        if not args or not _reads_values(name, out):
             return out
-        if name in _CAT:
-            self._concatenate(out, args, kwargs)
-        elif isinstance(args[0], Tensor):
-            self._follow(func, name, out, args, kwargs)
+        self._note_uses(name, out, args, kwargs)
+        if isinstance(out, Tensor):
+            if name in _CAT or name in _CAT_SECOND:
+                self._concatenate(name, out, args, kwargs)
+            elif name == 'stack':
+                self._stack(out, args, kwargs)
+            else:
+                self._keep_source(name, out, args)
+                found = self._follow(func, name, out, args, kwargs)
+                if found is not None:
+                    self._concatenations[out] = found
+        self._note_ends(name, out, args, kwargs)
         return out
 
-    def _concatenate(self, out: Tensor, args: tuple, kwargs: dict) -> None:
-        dim = _argument(args, kwargs, 1, 'dim', 'axis', default=0) % max(out.dim(), 1)
-        channels, sizes = [], []
+    # --- what becomes of a fusion layer's output -------------------------------------------------
+
+    def _note_uses(self, name: str, out: Any, args: tuple, kwargs: dict) -> None:
+        for x in _tensors((*args, *kwargs.values())):
+            use = self._outputs.get(x)
+            if use is None:
+                continue
+            if name in _NORM and x is args[0] and self._is_norm(name, args, kwargs):
+                use.channel_norm |= name in _CHANNEL_NORM
+                use.norm |= name not in _CHANNEL_NORM
+            elif isinstance(out, Tensor) and (name in _COPY or name in _RESHAPE or name in _MOVE):
+                # Not yet a use; an operation that does nothing returns its argument.
+                if out is not x:
+                    self._outputs[out] = use
+            else:
+                use.raw = True
+
+    def _is_norm(self, name: str, args: tuple, kwargs: dict) -> bool:
+        if name not in _CHANNEL_NORM or self._count_running:
+            return True
+        return bool(_argument(args, kwargs, 5, 'training', 'use_input_stats', default=True))
+
+    # --- concatenations --------------------------------------------------------------------------
+
+    def _begin(
+        self, out: Tensor, dim: int, channels: list[int], sizes: list, inner: Iterable[_Trail]
+    ) -> None:
+        trail = _Trail(self._inside[-1] if self._inside else '', tuple(channels))
+        for part in inner:
+            part.into = trail
+        self._concatenations[out] = _Concatenation(dim, tuple(channels), tuple(sizes), trail)
+        # Of fewer dimensions nothing tells features side by side from tokens.
+        if self._on_input is None and dim == 1 and out.dim() > 3:
+            self._trails.append(trail)
+
+    def _concatenate(self, name: str, out: Tensor, args: tuple, kwargs: dict) -> None:
+        if name in _CAT:
+            dim = _argument(args, kwargs, 1, 'dim', 'axis', default=0) % max(out.dim(), 1)
+        else:
+            dim = 1 if out.dim() > 1 else 0
+        channels, sizes, trails = [], [], []
         for part in args[0]:
             inner = self._concatenations.get(part)
             if inner is not None and inner.dim == dim:
                 channels += inner.channels
                 sizes += inner.sizes
+                trails.append(inner.trail)
             elif part.numel():
                 channels.append(part.shape[dim])
                 sizes.append(self._source(part, dim))
         if len(channels) > 1:
-            self._concatenations[out] = _Concatenation(dim, tuple(channels), tuple(sizes))
+            self._begin(out, dim, channels, sizes, trails)
+
+    def _stack(self, out: Tensor, args: tuple, kwargs: dict) -> None:
+        dim = _argument(args, kwargs, 1, 'dim', 'axis', default=0) % out.dim()
+        if len(args[0]) > 1 and dim < out.dim() - 1:
+            sizes = tuple(self._source(part, dim) for part in args[0])
+            self._stacks[out] = _Stack(dim, out.shape[dim + 1], sizes)
 
     def _source(self, x: Tensor, dim: int) -> tuple[int, ...]:
         known = self._sources.get(x)
         return known if known is not None else tuple(x.shape[1:dim] + x.shape[dim + 1 :])
 
-    def _follow(self, func: Callable, name: str, out: Tensor, args: tuple, kwargs: dict) -> None:
+    def _keep_source(self, name: str, out: Tensor, args: tuple) -> None:
+        """Remembers the size that a feature had before it was resized."""
         x = args[0]
-        if name in _NORM and x in self._outputs:
-            self._outputs[x].rescaled = True
-            self._outputs[x].normalized |= name in _CHANNEL_NORM
+        if not isinstance(x, Tensor) or (name not in _IN_PLACE and name not in _SHIFT):
+            return
+        if name in _SHIFT and self._is_feature(_argument(args, {}, 1), out):
+            return
+        source = self._sources.get(x)
+        if source is None and name in _RESIZE:
+            source = tuple(x.shape[2:])
+        if source is not None and out is not x:
+            self._sources[out] = source
+
+    @staticmethod
+    def _is_feature(value: Any, out: Tensor) -> bool:
+        return isinstance(value, Tensor) and value.numel() == out.numel()
+
+    def _follow(
+        self, func: Callable, name: str, out: Tensor, args: tuple, kwargs: dict
+    ) -> _Concatenation | None:
+        """The concatenation that the result of an operation still is, None if it is none."""
+        x = args[0]
+        if not isinstance(x, Tensor):
+            return None
+        if name in _RESHAPE and x in self._stacks:
+            self._merge(self._stacks[x], x, out)
+            return self._concatenations.get(out)
         if name in _SHIFT:
-            other = args[1] if len(args) > 1 else kwargs.get('other')
-            if isinstance(other, Tensor) and other.numel() == out.numel():
-                return
-        if name in _IN_PLACE or name in _SHIFT:
+            found = self._shifted(out, x, _argument(args, kwargs, 1, 'other'))
+        elif name == 'where':
+            found = self._selected(args, kwargs)
+        elif name in _IN_PLACE:
             # A gate may come first: gate * x.
             others = [a for a in args[1:2] if isinstance(a, Tensor) and a.shape == out.shape]
-            for origin in (x, *others):
-                found = self._concatenations.get(origin)
-                if found is not None and out.dim() > found.dim:
-                    if out.shape[found.dim] == sum(found.channels):
-                        self._concatenations[out] = found
-                    break
-            source = self._sources.get(x)
-            if source is None and name in _RESIZE:
-                source = tuple(x.shape[2:])
-            if source is not None and out is not x:
-                self._sources[out] = source
+            known = (self._concatenations.get(origin) for origin in (x, *others))
+            found = next((k for k in known if k is not None), None)
+        else:
+            found = self._concatenations.get(x)
+            if found is None:
+                return None
+            if name in _RESHAPE:
+                same = out.shape[: found.dim + 1] == x.shape[: found.dim + 1]
+                return found if same else None
+            if name in _MOVE:
+                # Sizes that are all different tell where each dimension goes.
+                marked = torch.empty(tuple(range(2, 2 + x.dim())), device='meta')
+                moved = func(marked, *args[1:], **kwargs)
+                return replace(found, dim=moved.shape.index(2 + found.dim))
+            if name not in _TURN or not self._turns_elsewhere(name, found, x, args, kwargs):
+                return None
+        if found is None or out.dim() <= found.dim:
+            return None
+        if name in _CHANNEL_NORM and found.filtered:
+            # The depthwise layer was the fusion: behind this norm its channels are on one scale.
+            return None
+        return found if out.shape[found.dim] == sum(found.channels) else None
+
+    def _merge(self, stack: _Stack, x: Tensor, out: Tensor) -> None:
+        """``stack(...).flatten(1, 2)`` is a concatenation."""
+        dim = stack.dim
+        merged = x.shape[dim] * x.shape[dim + 1]
+        if tuple(out.shape) == (*x.shape[:dim], merged, *x.shape[dim + 2 :]):
+            self._begin(out, dim, [stack.channels] * x.shape[dim], list(stack.sizes), ())
+
+    def _shifted(self, out: Tensor, x: Any, other: Any) -> _Concatenation | None:
+        first = self._concatenations.get(x)
+        if not isinstance(other, Tensor):
+            return first
+        second = self._concatenations.get(other)
+        if first is not None and second is not None:
+            return first if first.same_branches(second) else None
+        if first is not None:
+            return None if self._is_feature(other, out) else first
+        return None if self._is_feature(x, out) else second
+
+    def _selected(self, args: tuple, kwargs: dict) -> _Concatenation | None:
+        """Of ``where``: the cells that it takes from elsewhere leave the branches in place."""
+        values = _tensors((*args, kwargs.get('other')))
+        known = [k for k in map(self._concatenations.get, values) if k is not None]
+        return known[0] if known and all(known[0].same_branches(k) for k in known) else None
+
+    @staticmethod
+    def _turns_elsewhere(
+        name: str, found: _Concatenation, x: Tensor, args: tuple, kwargs: dict
+    ) -> bool:
+        dims = _argument(args, kwargs, 2 if name == 'roll' else 1, 'dims')
+        if name == 'flip' and len(args) > 2:
+            dims = args[1:]
+        if dims is None or dims == ():
+            return False  # roll of the flattened tensor
+        dims = dims if isinstance(dims, (list, tuple)) else (dims,)
+        return found.dim not in [d % x.dim() for d in dims]
+
+    def _note_ends(self, name: str, out: Any, args: tuple, kwargs: dict) -> None:
+        if isinstance(out, Tensor) and out in self._concatenations:
             return
-        found = self._concatenations.get(x)
-        if found is None:
-            return
-        if name in _RESHAPE:
-            if out.shape[: found.dim + 1] == x.shape[: found.dim + 1]:
-                self._concatenations[out] = found
-        elif name in _MOVE:
-            # Sizes that are all different tell where each dimension goes.
-            marked = torch.empty(tuple(range(2, 2 + x.dim())), device='meta')
-            moved = func(marked, *args[1:], **kwargs)
-            self._concatenations[out] = found.moved(moved.shape.index(2 + found.dim))
+        for x in _tensors((*args, *kwargs.values())):
+            found = self._concatenations.get(x)
+            if found is not None and name != '__get__':
+                found.trail.end = name
+
+    # --- layers ----------------------------------------------------------------------------------
 
     def _consume(self, func, name: str, args: tuple, kwargs: dict):
         x = _argument(args, kwargs, 0, 'input')
         weight = _argument(args, kwargs, 1, 'weight')
         found = self._concatenations.get(x)
         owner = self._owners.get(id(weight))
-        computed = owner is None
-        if computed and self._running:
+        foreign = owner is None
+        if foreign and self._running:
             owner = self._running[-1]
         if found is not None and found.dim != (1 if name in _CONV else x.dim() - 1):
             found = None
         fusion = None
         if owner is not None and found is not None:
-            fusion = self._record(*owner, found, computed)
+            found.trail.reached = True
+            fusion = self._record(*owner, found, weight if foreign else None)
             fusion.called &= bool(self._running) and self._running[-1][0] == owner[0]
-            if name in _TRANSPOSED and not fusion.reason:
-                fusion.reason = 'transposed convolution, whose weight is laid out the other way'
+            transposed = isinstance(owner[1], _ConvTransposeNd)
+            if transposed != (name in _TRANSPOSED) and not fusion.reason:
+                fusion.reason = f'its weight is used by {name}, which reads it the other way round'
             if self._on_input is not None and fusion.channels == found.channels:
                 self._on_input(fusion, x)
         elif owner is not None:
             self._alone.add(owner[0])
         out = func(*args, **kwargs)
+        for value in _tensors((x,)):
+            if value in self._outputs:
+                self._outputs[value].raw = True
         if fusion is not None:
-            self._outputs[out] = fusion
+            use = _Use(fusion)
+            self._uses.append(use)
+            self._outputs[out] = use
+        if found is not None:
+            groups = _argument(args, kwargs, 6, 'groups', default=1)
+            if name in _CONV and groups == x.shape[1] > 1:
+                each = out.shape[1] // groups
+                self._concatenations[out] = replace(
+                    found, channels=tuple(each * c for c in found.channels), filtered=True
+                )
+            elif fusion is None:
+                found.trail.end = f"{name} with a weight that is no layer's"
         return out
 
     def _record(
-        self, name: str, module: nn.Module, found: _Concatenation, computed: bool
+        self, name: str, module: nn.Module, found: _Concatenation, foreign: Tensor | None
     ) -> Fusion:
         fusion = self._found.get(name)
         if fusion is None:
             reason = ''
             groups = getattr(module, 'groups', 1)
-            if computed:
-                reason = 'its weight is computed from other tensors, so nothing can be folded in'
+            if foreign is not None:
+                known = self._other_tensors.get(id(foreign))
+                reason = (
+                    f'it uses {known}, and only a parameter that is called weight is folded into'
+                    if known
+                    else 'the weight that it uses is computed, or at least none of its parameters, '
+                    'so nothing can be folded in'
+                )
             elif groups > 1 and groups == sum(found.channels):
-                reason = 'depthwise: it mixes no channels, and a norm after it undoes any scale'
+                self._depthwise.add(name)
             fusion = Fusion(name, module, found.channels, found.sizes, reason=reason)
             self._found[name] = fusion
         elif fusion.channels != found.channels and not fusion.reason:
@@ -309,7 +605,7 @@ def select_fusions(fusions: Iterable[Fusion], names: Iterable[str]) -> list[Fusi
     for name in names:
         if not any(f.name == name or f.name.startswith(name + '.') for f in fusions):
             raise ValueError(
-                f'{name!r} is no fusion layer of the decoder and contains none; candidates: '
+                f'{name!r} is no fusion layer and contains none; candidates: '
                 f'{", ".join(f.name for f in fusions) or "(none)"}.'
             )
     return [f for f in fusions if any(f.name == n or f.name.startswith(n + '.') for n in names)]
@@ -320,9 +616,10 @@ def trace_fusions(module: nn.Module, *inputs, **kwargs) -> list[Fusion]:
 
     Runs ``module(*inputs, **kwargs)`` once, without gradient and with running statistics in norm
     layers, so that any batch size will do, and puts buffers, training flags and random states
-    back. A concatenation is followed through dropout, activations, norms, resizing, pooling,
-    gating and transposition; one inside another counts as its parts. What is
-    assembled otherwise (``hstack``, ``einsum``, slices of a concatenation) is not seen.
+    back. A concatenation (``cat``, ``hstack``, ``stack`` and ``flatten``) is followed through
+    dropout, activations, norms, resizing, pooling, gating, flipping, transposition and depthwise
+    convolutions; one inside another counts as its parts. What it is not followed through
+    (``einsum``, slices, sums with other features ...), :attr:`FusionTracer.lost` tells.
 
     Args:
         module: any module, for instance a decode head.

@@ -15,6 +15,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, HOOKS
 from mmengine.runner import CheckpointLoader, Runner
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS, TRANSFORMS
 from torch import nn
 
@@ -378,7 +379,9 @@ def test_runs_after_weights_are_loaded(tmp_path):
     loaded = runner(tmp_path / 'x').model.state_dict()
     loaded = {k: v + 0.01 if v.is_floating_point() else v for k, v in loaded.items()}
     torch.save(dict(state_dict=loaded, meta={}), tmp_path / 'loaded.pth')
-    made = train(tmp_path / 'y', hook={}, load_from=str(tmp_path / 'loaded.pth'))
+    # By name: layers='auto' leaves weights from a checkpoint alone.
+    hook = dict(layers=list(FUSIONS))
+    made = train(tmp_path / 'y', hook=hook, load_from=str(tmp_path / 'loaded.pth'))
     for name, entry in layers(record_of(made)).items():
         new = made.recorder.start[f'{name}.weight'].split(entry['channels'], 1)
         old = loaded[f'{name}.weight'].split(entry['channels'], 1)
@@ -427,6 +430,232 @@ def test_never_twice(tmp_path, caplog):
         resume=True,
     )
     assert not [m for m in third.model.modules() if isinstance(m, ScaleEqualizer)]
+
+
+def log_of(path):
+    return next(path.glob('*/*.log')).read_text()
+
+
+def test_weights_from_a_checkpoint_are_left_alone_unless_they_are_named(tmp_path):
+    trained = train(tmp_path / 'trained', max_iters=2)
+    path = str(tmp_path / 'trained' / 'iter_2.pth')
+    auto = train(tmp_path / 'auto', hook={}, load_from=path)
+    state = trained.model.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in auto.recorder.start.items())
+    assert record_of(auto) is None
+    for name in FUSIONS:
+        told = f'{name} is left alone, its weight comes from the loaded checkpoint'
+        assert f"{told}; to equalize it all the same, name it: layers=['{name}'" in log_of(
+            tmp_path / 'auto'
+        )
+    name = 'decode_head.fpn_bottleneck.conv'
+    named = train(tmp_path / 'named', hook=dict(layers=[name]), load_from=path)
+    (entry,) = record_of(named)['layers']
+    folded = torch.cat(
+        [b / s for b, s in zip(state[f'{name}.weight'].split(FUSIONS[name], 1), entry['std'])], 1
+    )
+    torch.testing.assert_close(named.recorder.start[f'{name}.weight'], folded)
+    assert f'{name} is equalized as layers asks, though its weight comes' in log_of(
+        tmp_path / 'named'
+    )
+
+
+def test_weights_that_init_cfg_loads_are_left_alone(tmp_path):
+    train(tmp_path / 'trained', max_iters=2)
+    init = dict(type='Pretrained', checkpoint=str(tmp_path / 'trained' / 'iter_2.pth'))
+    head = dict(UPER, init_cfg=dict(init, prefix='decode_head.'))
+    made = train(tmp_path / 'head', head=head, hook={})
+    assert record_of(made) is None
+    assert 'init_cfg of decode_head loads a checkpoint' in log_of(tmp_path / 'head')
+    made = train(tmp_path / 'model', hook={}, model=dict(init_cfg=init))
+    assert record_of(made) is None
+    assert 'init_cfg of the model loads a checkpoint' in log_of(tmp_path / 'model')
+
+
+def test_frozen_weights_are_left_alone(tmp_path):
+    made = runner(tmp_path, hook={}, **RECORD)
+    name = 'decode_head.bottleneck.conv'
+    made.model.get_submodule(name).weight.requires_grad_(False)
+    made.train()
+    assert list(layers(record_of(made))) == ['decode_head.fpn_bottleneck.conv']
+    assert f'{name} is left alone, its weight requires no gradient' in log_of(tmp_path)
+
+
+def test_a_record_covers_what_it_names_and_no_more(tmp_path):
+    """Equalized at one layer: that one is done, the other one is neither done nor said to be."""
+    first, second = FUSIONS
+    a = train(tmp_path / 'a', hook=dict(layers=[first]))
+    path = str(tmp_path / 'a' / 'iter_2.pth')
+    saved = CheckpointLoader.load_checkpoint(path)['state_dict']
+    auto = train(tmp_path / 'auto', hook={}, load_from=path)
+    assert record_of(auto) == record_of(a)
+    assert f'{first} equalized already' in log_of(tmp_path / 'auto')
+    assert f'{second} is left alone, its weight comes' in log_of(tmp_path / 'auto')
+    # Asked for by name: the one that the record lacks, and the records become one.
+    both = train(tmp_path / 'both', hook=dict(layers=[first, second]), load_from=path)
+    assert layers(record_of(both)).keys() == {first, second}
+    assert layers(record_of(both))[first] == layers(record_of(a))[first]
+    changed = {k for k, v in both.recorder.start.items() if not torch.equal(v, saved[k])}
+    assert changed == {f'{second}.weight'}
+    meta = CheckpointLoader.load_checkpoint(str(tmp_path / 'both' / 'iter_2.pth'))['meta']
+    assert {e['name'] for e in meta['scale_equalizer']['layers']} == {first, second}
+
+
+def test_records_of_both_modes_resume(tmp_path):
+    """A folded layer from a checkpoint beside an explicit equalizer of this run."""
+    first, second = FUSIONS
+    train(tmp_path / 'a', hook=dict(layers=[first]))
+    hook = dict(layers=[first, second], mode='module')
+    path = str(tmp_path / 'a' / 'iter_2.pth')
+    b = train(tmp_path / 'b', hook=hook, load_from=path)
+    assert {e['name']: e['mode'] for e in record_of(b)['layers']} == {
+        first: 'fold',
+        second: 'module',
+    }
+    c = train(
+        tmp_path / 'c',
+        hook=hook,
+        max_iters=3,
+        load_from=str(tmp_path / 'b' / 'iter_2.pth'),
+        resume=True,
+    )
+    for key, value in b.model.state_dict().items():
+        torch.testing.assert_close(c.recorder.start[key], value, rtol=1e-6, atol=1e-7)
+    installed = [n for n, m in c.model.named_modules() if isinstance(m, ScaleEqualizer)]
+    assert installed == [f'{second}.scale_equalizer']
+
+
+def test_a_head_loaded_in_part(tmp_path):
+    """What the checkpoint does not bring is fresh, whatever its record says."""
+    train(tmp_path / 'a', hook={})
+    path = tmp_path / 'a' / 'iter_2.pth'
+    checkpoint = CheckpointLoader.load_checkpoint(str(path))
+    first, second = FUSIONS
+    del checkpoint['state_dict'][f'{second}.weight']
+    torch.save(checkpoint, path)
+    made = train(tmp_path / 'b', hook={}, load_from=str(path))
+    plain = train(tmp_path / 'c').recorder.start[f'{second}.weight']
+    entry = layers(record_of(made))[second]
+    got = made.recorder.start[f'{second}.weight']
+    expected = [b / s for b, s in zip(plain.split(FUSIONS[second], 1), entry['std'])]
+    torch.testing.assert_close(got, torch.cat(expected, 1), rtol=1e-5, atol=1e-7)
+    saved = checkpoint['state_dict'][f'{first}.weight']
+    assert torch.equal(made.recorder.start[f'{first}.weight'], saved)
+
+
+def test_an_empty_record_covers_nothing(tmp_path):
+    train(tmp_path / 'a')
+    path = tmp_path / 'a' / 'iter_2.pth'
+    checkpoint = CheckpointLoader.load_checkpoint(str(path))
+    checkpoint['meta']['scale_equalizer'] = dict(mode='fold', num_images=0, layers=[])
+    torch.save(checkpoint, path)
+    made = train(tmp_path / 'b', hook=dict(layers=list(FUSIONS)), load_from=str(path))
+    assert layers(record_of(made)).keys() == FUSIONS.keys()
+    assert 'equalized already' not in log_of(tmp_path / 'b')
+
+
+def test_two_hooks_are_refused(tmp_path):
+    more = [dict(type='ScaleEqualizerHook', layers=['decode_head.bottleneck'])]
+    made = runner(tmp_path, hook={}, more_hooks=more)
+    with pytest.raises(ValueError, match=r'more than once; one takes all layers: give its layers'):
+        made.train()
+
+
+def test_fusions_of_the_backbone_by_name(tmp_path):
+    made = train(tmp_path, hook=dict(layers=['backbone.fuse']))
+    assert layers(record_of(made)).keys() == {'backbone.fuse'}
+
+
+UNET = dict(
+    type='UNet', in_channels=3, base_channels=4, num_stages=3, strides=(1, 1, 1),
+    enc_num_convs=(1, 1, 1), dec_num_convs=(1, 1), downsamples=(True, True),
+    enc_dilations=(1, 1, 1), dec_dilations=(1, 1), norm_cfg=BN,
+)  # fmt: skip
+UNET_HEAD = dict(
+    type='FCNHead', in_channels=4, in_index=2, channels=4, num_convs=0, num_classes=8,
+    concat_input=False, norm_cfg=BN,
+)  # fmt: skip
+
+
+def test_unet(tmp_path):
+    """Its decoder lies in the backbone: 'auto' says which name to give, and the name works."""
+    options = dict(head=UNET_HEAD, model=dict(backbone=dict(UNET, _delete_=True)))
+    with pytest.raises(RuntimeError, match=r"set layers=\['backbone.decoder'\]"):
+        train(tmp_path / 'auto', hook={}, **options)
+    made = train(tmp_path / 'named', hook=dict(layers=['backbone.decoder']), **options)
+    plain = train(tmp_path / 'plain', **options)
+    record = layers(record_of(made))
+    assert list(record) == [
+        'backbone.decoder.1.conv_block.convs.0.conv',
+        'backbone.decoder.0.conv_block.convs.0.conv',
+    ]
+    assert [e['channels'] for e in record.values()] == [[8, 8], [4, 4]]
+    for name, entry in record.items():
+        blocks = plain.recorder.start[f'{name}.weight'].split(entry['channels'], 1)
+        folded = torch.cat([b / s for b, s in zip(blocks, entry['std'])], 1)
+        torch.testing.assert_close(made.recorder.start[f'{name}.weight'], folded)
+
+
+@MODELS.register_module()
+class HeadWithBackbone(type(MODELS.build(UPER))):
+    """UPerHead with a second backbone inside, as a student has one."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.backbone = nn.Module()
+        self.backbone.fuse = nn.Conv2d(2 * LEVELS[0], LEVELS[0], 1)
+
+    def forward(self, inputs):
+        first = self.backbone.fuse(torch.cat([inputs[0], inputs[0]], 1))
+        return super().forward([first, *inputs[1:]])
+
+
+def test_a_backbone_at_any_depth_is_left_alone(tmp_path):
+    made = train(tmp_path, head=dict(UPER, type='HeadWithBackbone'), hook={})
+    assert layers(record_of(made)).keys() == FUSIONS.keys()
+    assert 'decode_head.backbone.fuse' in log_of(tmp_path)
+
+
+def test_nothing_is_measured_where_every_fusion_is_left_alone(tmp_path):
+    head = dict(
+        type='DepthwiseSeparableFCNHead', in_channels=32, in_index=3, channels=6, num_convs=1,
+        concat_input=True, num_classes=8, norm_cfg=BN,
+    )  # fmt: skip
+    made = train(tmp_path, head=head, hook={})
+    assert record_of(made)['num_images'] == 0
+    assert 'no image is measured' in log_of(tmp_path)
+    assert 'images/s' not in log_of(tmp_path)
+    (entry,) = record_of(made)['layers']
+    assert 'depthwise' in entry['reason']
+    stored = json.loads((tmp_path / 'scale_equalizer.json').read_text())
+    assert stored == record_of(made)
+
+
+@MODELS.register_module()
+class SlicingHead(BaseDecodeHead):
+    """One fusion that is followed, and one whose concatenation is cut up."""
+
+    def __init__(self, **kwargs):
+        super().__init__(input_transform='multiple_select', **kwargs)
+        self.fuse = nn.Conv2d(sum(LEVELS[:2]), self.channels, 1)
+        self.other = nn.Conv2d(sum(LEVELS[:2]) // 2, self.channels, 1)
+
+    def forward(self, inputs):
+        x, y = self._transform_inputs(inputs)
+        y = nn.functional.interpolate(y, size=x.shape[2:])
+        both = torch.cat([y, x], 1)
+        return self.cls_seg(self.fuse(torch.cat([x, y], 1)) + self.other(both[:, ::2]))
+
+
+def test_a_concatenation_that_is_not_followed_is_told(tmp_path):
+    head = dict(
+        type='SlicingHead', in_channels=list(LEVELS[:2]), in_index=[0, 1], channels=6,
+        num_classes=8,
+    )  # fmt: skip
+    made = train(tmp_path, head=head, hook={})
+    assert layers(record_of(made)).keys() == {'decode_head.fuse'}
+    told = "8 + 4 channels, concatenated inside the model: its trail ends at '__getitem__'"
+    assert f'Not followed to a layer: {told}' in log_of(tmp_path)
 
 
 def test_resume_of_a_run_without_it(tmp_path):

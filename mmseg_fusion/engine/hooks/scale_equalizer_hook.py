@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -28,24 +29,34 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ... import fusions
-from ...fusions.fold import constants, fold_plan, fold_tensors, install_equalizer
-from ...fusions.plan import plan_layers
-from ...fusions.state import kept_state
-from ...fusions.statistics import (
-    BranchStatistics,
-    measure_branches,
-    measuring,
-    reduce_statistics,
+from ...fusions import (
+    Fusion,
+    Lost,
+    common_module,
+    constants,
+    explain_single_value,
+    find_fusions,
+    fold_plan,
+    fold_tensors,
+    install_equalizer,
+    is_inside,
+    is_transposed,
+    kept_state,
+    plan_model,
+    refuse_uncalled,
+    select_fusions,
     split_batches,
 )
-from ...fusions.trace import Fusion, FusionTracer, select_fusions
 
 #: Key in a checkpoint's meta.
 META_KEY = 'scale_equalizer'
 #: Key in a checkpoint: the weights that explicit equalizers were folded into, as training has them.
 EXACT_KEY = 'scale_equalizer_weights'
 
-_MOVED = ('plan_equalization',)
+#: Components whose fusions ``layers='auto'`` leaves alone, at any depth.
+PRETRAINED = ('backbone', 'image_encoder')
+
+_MOVED = ('plan_equalization', 'plan_layers')
 
 
 def __getattr__(name: str) -> Any:
@@ -68,10 +79,13 @@ class ScaleEqualizerHook(Hook):
     of the layer behind the concatenation (equation 9) and training costs nothing more.
 
     The fusions are found by watching a forward pass (:func:`mmseg_fusion.fusions.trace_fusions`),
-    no head is known by name. Those inside the backbone are pretrained and left alone; so are
-    depthwise fusion layers and branches that are constant (standard deviation 0), which are
-    reported. It runs once, before the first training step and after weights are loaded: never on
-    ``--resume``, and never on a checkpoint whose meta says that it was done.
+    no head is known by name. ``layers='auto'`` takes those of the decoder: what lies in a component
+    called ``backbone`` or ``image_encoder`` is left alone, and so are weights that come from a
+    checkpoint or require no gradient, since algorithm 1 initializes what is to be trained. All of
+    them can be asked for by name. Depthwise fusion layers in front of batch norm and branches that
+    are constant (standard deviation 0) are left alone; whatever is left alone is reported with the
+    reason. It runs once, before the first training step and after weights are loaded: never on
+    ``--resume``, and never again on a layer that the loaded checkpoint's meta says was equalized.
 
     The measurement has a data loader of its own over the training set with its augmentations
     and the classes' labels, runs the training forward pass in float32 without gradient
@@ -86,22 +100,25 @@ class ScaleEqualizerHook(Hook):
             start, not in training: a step of SGD on a folded weight acts ``std^2`` times as
             strongly on the effective one, a step of Adam ``std`` times. In both modes a saved
             checkpoint loads strictly into the plain model and gives the same logits.
-        layers: ``'auto'`` for all fusions of the decoder, or a list of names of fusion layers
-            or of modules around them, e.g. ``['decode_head.fpn_bottleneck']``.
+        layers: ``'auto'`` for all fusions of the decoder whose weights are fresh, or a list of
+            names of fusion layers or of modules around them, wherever they are, e.g.
+            ``['decode_head.fpn_bottleneck']`` or, for a U-Net, ``['backbone.decoder']``. A named
+            layer with weights from a checkpoint, or frozen, is equalized, with a warning: batch
+            norms behind it, and all that was trained with it, no longer fit.
         num_samples: number of training images to measure, drawn without repetition; None for
             the whole training set, as in the paper.
         equalize_mean: whether the mean is taken out too: ``'auto'`` where the fusion layer has a
             bias and no batch or instance norm right behind it, which would take the mean out
-            itself; True wherever the layer has a bias; False nowhere. A layer without a bias
-            cannot take it.
+            itself; True wherever the layer has a bias; False nowhere. A layer without a bias, or
+            a transposed convolution, cannot take it.
         batch_size: images per forward pass and process; None for that of the training loader,
             at least 2, since norm layers use batch statistics.
         num_workers: worker processes that load images; None for as many as the training loader.
         seed: of the order in which images are drawn.
 
     Raises:
-        ValueError: an argument is wrong, or ``layers`` names something that is no fusion layer
-            (the candidates are listed).
+        ValueError: an argument is wrong, ``layers`` names something that is no fusion layer (the
+            candidates are listed), or custom_hooks has this hook twice.
         RuntimeError: no fusion was found (the modules that were searched are listed).
         FloatingPointError: a branch is not finite (layer and branch are named); no weight has
             been changed then.
@@ -152,10 +169,20 @@ class ScaleEqualizerHook(Hook):
         self.seed = seed
         #: What was done, as it stands in the checkpoint's meta; None before.
         self.record: dict[str, Any] | None = None
+        self._done = False
         self._installed = False
         self._resumed = False
+        self._loaded: set[str] = set()
 
     # --- when it runs -----------------------------------------------------------------------
+
+    def before_run(self, runner) -> None:
+        """Refuses a second hook of this kind, which would divide the weights once more."""
+        if sum(isinstance(hook, ScaleEqualizerHook) for hook in runner.hooks) > 1:
+            raise ValueError(
+                'custom_hooks has ScaleEqualizerHook more than once; one takes all layers: give '
+                'its layers=[...] the names of them all'
+            )
 
     def before_train(self, runner) -> None:
         """Equalizes the model of ``runner``, unless that was done or training was resumed."""
@@ -163,42 +190,50 @@ class ScaleEqualizerHook(Hook):
             done = 'as its checkpoint says' if self.record else 'the run had started without it'
             runner.logger.info(f'Scale equalization: not measured on resume ({done}).')
             return
-        if self.record is not None:
-            if not self._installed:
-                runner.logger.info(
-                    'Scale equalization: the loaded checkpoint was equalized already, nothing '
-                    'is done again.'
-                )
-            return
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        self._equalize(runner, model)
+        if not self._done:
+            self._equalize(runner, self._plain(runner))
+            self._done = True
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Reads what a checkpoint says was done; on resume puts explicit equalizers back."""
+        """Reads what a checkpoint brings and what was done; on resume puts equalizers back."""
         self._resumed = bool(runner._resume)
+        model = self._plain(runner)
+        state = checkpoint.get('state_dict', checkpoint)
         record = (checkpoint.get('meta') or {}).get(META_KEY)
+        if not self._resumed:
+            ours = model.state_dict()
+            loaded = {key.removeprefix('module.'): value for key, value in state.items()}
+            self._loaded = {k for k, v in ours.items() if k in loaded and _fits(v, loaded[k])}
+            self.record = self._covered(record or {}, runner.logger)
+            return
         if record is None:
             return
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        if not self._resumed and not self._covers(record, checkpoint['state_dict'], model):
-            runner.logger.warning(
-                'Scale equalization: the loaded checkpoint was equalized at layers that this model '
-                'does not have or does not load; it is measured anew.'
-            )
-            return
-        if not (self._resumed and record['mode'] == 'module'):
-            # The weights in a checkpoint are always the folded ones.
-            self.record = {**record, 'mode': 'fold'}
-            return
         self.record = record
+        if not any(_mode(entry, record) == 'module' for entry in record['layers']):
+            return
         self._install(runner, model)
         exact = checkpoint.get(EXACT_KEY, ())
-        self._unfold(model, checkpoint['state_dict'], exact)
+        self._unfold(model, state, exact)
         # EMAHook runs before and has loaded its copy already.
         for ema in self._ema_models(runner):
-            state = ema.state_dict()
-            self._unfold(ema, state, exact)
-            ema.load_state_dict(state)
+            copy = ema.state_dict()
+            self._unfold(ema, copy, exact)
+            ema.load_state_dict(copy)
+
+    def _covered(self, record: dict[str, Any], logger) -> dict[str, Any] | None:
+        """What of a checkpoint's record holds for this model: the layers that load their weight."""
+        entries = [e for e in record.get('layers', ()) if not e['reason']]
+        kept = [e for e in entries if f'{e["name"]}.weight' in self._loaded]
+        if len(kept) < len(entries):
+            gone = ', '.join(e['name'] for e in entries if e not in kept)
+            logger.warning(
+                f'Scale equalization: the loaded checkpoint was equalized at {gone}, which this '
+                'model does not have or does not load; what it has instead is measured anew.'
+            )
+        if not kept:
+            return None
+        # The weights in a checkpoint are always the folded ones.
+        return {**record, 'mode': 'fold', 'layers': [{**e, 'mode': 'fold'} for e in kept]}
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Writes what was done into the meta; explicit equalizers are folded into the copy."""
@@ -206,7 +241,7 @@ class ScaleEqualizerHook(Hook):
             return
         checkpoint.setdefault('meta', {})[META_KEY] = self.record
         if self._installed:
-            model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+            model = self._plain(runner)
             exact = []
             for part, prefix in (('state_dict', ''), ('ema_state_dict', 'module.')):
                 if part in checkpoint:
@@ -226,64 +261,66 @@ class ScaleEqualizerHook(Hook):
             try:
                 model._run_forward(model.data_preprocessor(batch, True), mode='loss')
             except ValueError as error:
-                if 'more than 1 value per channel' not in str(error):
-                    raise
-                raise ValueError(
+                raise explain_single_value(
+                    error,
                     f'ScaleEqualizerHook: {len(batch["inputs"])} image has no batch statistics '
                     'where the decoder pools to 1 x 1; set num_samples and batch_size of the hook '
-                    'to None or at least 2, and give the training set 2 images'
+                    'to None or at least 2, and give the training set 2 images',
                 ) from error
+
+        rate = 0.0
+
+        @contextmanager
+        def watch():
+            nonlocal rate
+            start = time.perf_counter()
+            with _Progress(images, runner.logger) as progress:
+                yield lambda i: progress.advance(len(loader.order[i]))
+            rate = images / (time.perf_counter() - start)
 
         # Loading an image draws random numbers as well as running the model.
         with kept_state(model):
-            fusions = self._select(model, self._trace(model, loader, run))
-            runner.logger.info(
-                f'Scale equalization: measuring {images} of {len(loader.dataset)} training images '
-                f'for {", ".join(f.name for f in fusions)}'
+            chosen = self._choose(
+                runner.logger, model, *find_fusions(model, lambda: run(loader.first()))
             )
+            if not chosen:
+                return
             if self.mode == 'module':
-                self._refuse_uncalled(fusions)
-            rate = 0.0
-
-            def measure() -> dict[str, BranchStatistics]:
-                nonlocal rate
-                start = time.perf_counter()
-                with _Progress(images, runner.logger) as progress:
-                    _, statistics = measure_branches(
-                        model,
-                        loader,
-                        run,
-                        counted,
-                        lambda i: progress.advance(len(loader.order[i])),
-                    )
-                rate = images / (time.perf_counter() - start)
-                return reduce_statistics(statistics)
-
-            layers = plan_layers(fusions, measure, self.equalize_mean)
+                try:
+                    refuse_uncalled(chosen)
+                except ValueError as error:
+                    raise ValueError(f'ScaleEqualizerHook: {error}') from None
+            if any(f.equalizable for f in chosen):
+                runner.logger.info(
+                    f'Scale equalization: measuring {images} of {len(loader.dataset)} training '
+                    f'images for {", ".join(f.name for f in chosen)}'
+                )
+            else:
+                images = 0
+                runner.logger.info(
+                    'Scale equalization: no image is measured, since every fusion is left alone.'
+                )
+            plans = plan_model(chosen, model, loader, run, self.equalize_mean, counted, watch)
+        done = self.record or {'layers': []}
+        fresh = [{**plan, 'mode': self.mode} for plan in plans]
         self.record = {
             'mode': self.mode,
             'num_images': images,
-            'layers': layers,
-        }
-        self._warn(runner.logger)
+            'layers': fresh + [e for e in done['layers'] if e['name'] not in
+                               {plan['name'] for plan in plans}],
+        }  # fmt: skip
+        self._warn(runner.logger, fresh)
         if self.mode == 'module':
             self._install(runner, model)
         else:
-            for entry, layer in self._recorded(model):
+            for entry in fresh:
+                if entry['reason']:
+                    continue
+                layer = model.get_submodule(entry['name'])
                 fold_plan(entry, layer)
                 for ema in self._ema_models(runner):
-                    twin = ema.get_submodule(entry['name'])
-                    twin.load_state_dict(layer.state_dict())
-        self._report(runner, rate)
-
-    @staticmethod
-    def _refuse_uncalled(fusions: list[Fusion]) -> None:
-        names = [f.name for f in fusions if f.equalizable and not f.called]
-        if names:
-            raise ValueError(
-                f'ScaleEqualizerHook: the weight of {", ".join(names)} is used without calling the '
-                "layer, so mode='module' cannot put an equalizer before it; use mode='fold'"
-            )
+                    ema.get_submodule(entry['name']).load_state_dict(layer.state_dict())
+        self._report(runner, fresh, rate)
 
     def _loader(self, runner) -> tuple[_Batches, int, int]:
         source = runner.train_dataloader
@@ -320,48 +357,91 @@ class ScaleEqualizerHook(Hook):
             images,
         )
 
-    @staticmethod
-    def _trace(model: nn.Module, loader: _Batches, run) -> list[Fusion]:
-        # In the very mode of the measurement: a model may run otherwise with norms in eval mode.
-        with measuring(model), FusionTracer(model) as tracer:
-            run(loader.first())
-            return tracer.fusions
-
-    def _select(self, model: nn.Module, fusions: list[Fusion]) -> list[Fusion]:
-        found = [f for f in fusions if f.name.split('.')[0] != 'backbone']
-        inside = [f.name for f in fusions if f not in found]
-        left = f' Inside the backbone, and left alone: {", ".join(inside)}.' if inside else ''
-        chosen = found
-        if self.layers != 'auto':
+    def _choose(
+        self, logger, model: nn.Module, found: list[Fusion], lost: list[Lost]
+    ) -> list[Fusion]:
+        """The fusions to equalize; says of all others why not. Empty if nothing is left to do."""
+        auto = self.layers == 'auto'
+        inside = [f.name for f in found if is_inside(f.name, PRETRAINED)]
+        left = ''
+        if auto and inside:
+            left = (
+                f' Inside the backbone, and left alone: {", ".join(inside)}; to equalize them set '
+                f"layers=['{common_module(inside)}']."
+            )
+        lost = [x for x in lost if not is_inside(f'{x.name}.', PRETRAINED)]
+        missed = ''.join(f' Not followed to a layer: {x}.' for x in lost)
+        if auto:
+            chosen = [f for f in found if f.name not in inside]
+        else:
             try:
                 chosen = select_fusions(found, self.layers)
             except ValueError as error:
-                raise ValueError(f'ScaleEqualizerHook, layers: {error}{left}') from None
+                raise ValueError(f'ScaleEqualizerHook, layers: {error}{missed}') from None
         if not chosen:
             searched = [
                 f'{name} ({type(child).__name__})'
                 for name, child in model.named_children()
-                if name not in ('backbone', 'data_preprocessor')
+                if name not in (*PRETRAINED, 'data_preprocessor')
             ]
             raise RuntimeError(
                 'ScaleEqualizerHook found no layer that takes features concatenated along the '
-                f'channels; searched: {", ".join(searched)}. Remove the hook from custom_hooks, '
-                'or use a head that fuses by concatenation.' + left
+                f'channels; searched: {", ".join(searched) or "nothing but the backbone"}. Remove '
+                'the hook from custom_hooks, or use a head that fuses by concatenation.'
+                + left
+                + missed
             )
-        return chosen
+        if left or missed:
+            logger.info(f'Scale equalization:{left}{missed}')
+        done = {entry['name'] for entry in (self.record or {'layers': []})['layers']}
+        again = [f.name for f in chosen if f.name in done]
+        if again:
+            logger.info(
+                f'Scale equalization: {", ".join(again)} equalized already, as the loaded '
+                'checkpoint says; not done again.'
+            )
+        chosen = [f for f in chosen if f.name not in done]
+        not_fresh = {f.name: why for f in chosen if (why := self._not_fresh(model, f))}
+        for name, why in not_fresh.items():
+            if auto:
+                logger.info(
+                    f'Scale equalization: {name} is left alone, {why}; to equalize it all the '
+                    f"same, name it: layers=['{name}', ...]"
+                )
+            else:
+                logger.warning(
+                    f'ScaleEqualizerHook: {name} is equalized as layers asks, though {why}: the '
+                    'running statistics behind it, and all that was trained with it, no longer fit.'
+                )
+        return [f for f in chosen if not auto or f.name not in not_fresh]
 
-    @staticmethod
-    def _covers(record: dict[str, Any], state: dict, model: nn.Module) -> bool:
-        ours = model.state_dict()
-        keys = [f'{entry["name"]}.weight' for entry in record['layers'] if not entry['reason']]
-        loaded = {k.removeprefix('module.'): v for k, v in state.items()}
-        return all(k in ours and k in loaded and ours[k].shape == loaded[k].shape for k in keys)
+    def _not_fresh(self, model: nn.Module, fusion: Fusion) -> str:
+        """Why the weight of a fusion layer is not one that is about to be initialized."""
+        if fusion.reason:
+            return ''
+        if f'{fusion.name}.weight' in self._loaded:
+            return 'its weight comes from the loaded checkpoint'
+        parts = fusion.name.split('.')
+        for end in range(len(parts) + 1):
+            name = '.'.join(parts[:end])
+            init = getattr(model.get_submodule(name), 'init_cfg', None)
+            for cfg in init if isinstance(init, (list, tuple)) else [init]:
+                if isinstance(cfg, dict) and cfg.get('type') in ('Pretrained', 'PretrainedInit'):
+                    return f'init_cfg of {name or "the model"} loads a checkpoint'
+        if not fusion.conv.weight.requires_grad:
+            return 'its weight requires no gradient'
+        return ''
 
     # --- applying -----------------------------------------------------------------------------
 
-    def _recorded(self, model: nn.Module) -> Iterator[tuple[dict[str, Any], nn.Module]]:
+    @staticmethod
+    def _plain(runner) -> nn.Module:
+        return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+    def _explicit(self, model: nn.Module) -> Iterator[tuple[dict[str, Any], nn.Module]]:
+        """Record and layer of each explicit equalizer."""
         for entry in self.record['layers']:
-            if not entry['reason']:
+            if not entry['reason'] and _mode(entry, self.record) == 'module':
                 yield entry, model.get_submodule(entry['name'])
 
     @staticmethod
@@ -371,7 +451,7 @@ class ScaleEqualizerHook(Hook):
     def _install(self, runner, model: nn.Module) -> None:
         # The copies of EMAHook get them too: it pairs buffers by their order.
         for target in (model, *self._ema_models(runner)):
-            for entry, layer in self._recorded(target):
+            for entry, layer in self._explicit(target):
                 install_equalizer(layer, *constants(entry))
         self._installed = True
 
@@ -379,7 +459,7 @@ class ScaleEqualizerHook(Hook):
         self, model: nn.Module, state: dict, prefix: str = '', inverse: bool = False
     ) -> None:
         """Replaces the fusion layers' tensors in a state dict by folded (or unfolded) ones."""
-        for entry, layer in self._recorded(model):
+        for entry, layer in self._explicit(model):
             key = f'{prefix}{entry["name"]}.'
             sigma, mu = constants(entry)
             weight, bias = fold_tensors(
@@ -389,6 +469,7 @@ class ScaleEqualizerHook(Hook):
                 mu,
                 getattr(layer, 'groups', 1),
                 inverse,
+                is_transposed(layer),
             )
             state[key + 'weight'] = weight
             if bias is not None:
@@ -398,7 +479,7 @@ class ScaleEqualizerHook(Hook):
         """The fusion layers' tensors in a state dict, by their names without ``prefix``."""
         names = [
             f'{entry["name"]}.{part}'
-            for entry, _ in self._recorded(model)
+            for entry, _ in self._explicit(model)
             for part in ('weight', 'bias')
         ]
         return {name: state[prefix + name] for name in names if prefix + name in state}
@@ -426,8 +507,9 @@ class ScaleEqualizerHook(Hook):
 
     # --- telling --------------------------------------------------------------------------------
 
-    def _warn(self, logger) -> None:
-        for entry in self.record['layers']:
+    @staticmethod
+    def _warn(logger, layers: list[dict[str, Any]]) -> None:
+        for entry in layers:
             if entry['reason']:
                 logger.warning(
                     f'ScaleEqualizerHook: {entry["name"]} is left alone: {entry["reason"]}.'
@@ -440,10 +522,14 @@ class ScaleEqualizerHook(Hook):
                     'constant over the measured images (standard deviation 0) and is left alone.'
                 )
 
-    def _report(self, runner, rate: float) -> None:
+    def _report(self, runner, layers: list[dict[str, Any]], rate: float) -> None:
+        if is_main_process():
+            dump(self.record, f'{runner.work_dir}/scale_equalizer.json', indent=2)
+        if not self.record['num_images']:
+            return
         table = PrettyTable(['layer', 'branch', 'channels', 'size', 'mean', 'std', 'ratio', 'done'])
         scalars = {}
-        for entry in self.record['layers']:
+        for entry in layers:
             for i, std in enumerate(entry['std']):
                 done = 'left alone' if entry['reason'] or std == 0 else 'weight / std'
                 if entry['bias'] and std > 0:
@@ -469,7 +555,15 @@ class ScaleEqualizerHook(Hook):
         )
         if is_main_process():
             runner.visualizer.add_scalars(scalars, step=0)
-            dump(self.record, f'{runner.work_dir}/scale_equalizer.json', indent=2)
+
+
+def _mode(entry: dict[str, Any], record: dict[str, Any]) -> str:
+    # Records of version 0.1.0 have one mode for all layers.
+    return entry.get('mode', record['mode'])
+
+
+def _fits(ours: Any, theirs: Any) -> bool:
+    return getattr(ours, 'shape', None) == getattr(theirs, 'shape', None)
 
 
 class _Batches:
