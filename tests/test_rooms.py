@@ -17,8 +17,9 @@ PACKAGE = ROOT / 'mmseg_fusion'
 
 # From the bottom; rooms of one floor do not know each other.
 FLOORS = (
-    ('version', 'compat', 'cli'),
-    ('fusions',),
+    ('version', 'errors'),
+    ('compat', 'cli'),
+    ('fusions', 'checkpoints'),
     ('models.layers', 'models.backbones', 'datasets'),
     ('models.necks', 'models.losses'),
     ('models.decode_heads',),
