@@ -239,7 +239,7 @@ def test_advanced_recipes_change_optimizer_and_auxiliary_loss(stem: str) -> None
 # --- the authors' recipe --------------------------------------------------------------------------
 
 FLAGSHIPS = [f'sa_r{d}-d8{car}_{CONTEXT}' for d in (50, 101) for car in ('', '_car')]
-#: What the released configuration and code have for these rows, as configs/car/README.md says.
+#: What the released configuration and code have for these rows; configs/car/README.md says the same.
 AUTHORS = {
     'crop': (513, 513),
     'scales': [0.5 + 0.1 * step for step in range(16)],
