@@ -365,9 +365,7 @@ def test_what_all_rows_share_with_the_flagships(path: Path) -> None:
     cfg = load(path.stem)
     model = cfg['model']
     leaves = flat(model)
-    heads = {
-        k: v for k, v in leaves.items() if k.split('.')[0] in ('decode_head', 'auxiliary_head')
-    }
+    heads = {k: v for k, v in leaves.items() if k.split('.')[0] in ('decode_head', 'auxiliary_head')}
     assert {v for k, v in heads.items() if k.endswith('dropout_ratio')} <= {0, -1}
     assert {v for k, v in leaves.items() if k.endswith('align_corners')} == {True}
     assert {v for k, v in heads.items() if k.endswith('norm_cfg.eps')} == {1e-3}

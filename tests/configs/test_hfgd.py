@@ -22,9 +22,9 @@ from mmseg_fusion.models.decode_heads import ContextAugmentedEncoder, HFGDHead, 
 
 from ..testers.toys import toy_samples
 from .files import BASE, CONFIGS, ROOT, models_of, plain, read
-from .test_car import flat
 from .test_eseg import content, differing
 from .test_models import for_a_cpu
+from .test_car import flat
 
 FOLDER = CONFIGS / 'hfgd'
 CONTEXT = '4xb4-30k_pascal-context-59-513x513'
