@@ -6,12 +6,11 @@ _base_ = [
 ]
 custom_imports = dict(imports=['mmseg_fusion', 'mmpretrain.models'], allow_failed_imports=False)
 crop_size = (513, 513)
-# Images are padded to the crop's size at test, too.
-data_preprocessor = dict(size=crop_size, test_cfg=dict(size=crop_size))
+data_preprocessor = dict(size=crop_size)
 # Class-aware regularization in the place of the convolution behind the concatenation, bottleneck.
 model = dict(
     type='CAREncoderDecoder',
     car=dict(channels=256),
     data_preprocessor=data_preprocessor,
-    decode_head=dict(num_classes=171, dropout_ratio=0),
-    auxiliary_head=dict(num_classes=171, dropout_ratio=0))
+    decode_head=dict(num_classes=171),
+    auxiliary_head=dict(num_classes=171))

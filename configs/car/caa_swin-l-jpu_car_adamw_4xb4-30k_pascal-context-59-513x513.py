@@ -5,12 +5,11 @@ _base_ = [
     '../_base_/schedules/schedule_30k_adamw.py'  # AdamW, lr 6e-5, wd 0.01, 30k
 ]
 crop_size = (513, 513)
-# Images are padded to the crop's size at test, too.
-data_preprocessor = dict(size=crop_size, test_cfg=dict(size=crop_size))
+data_preprocessor = dict(size=crop_size)
 # Class-aware regularization in the place of the convolution behind the concatenation, bottleneck.
 model = dict(
     type='CAREncoderDecoder',
     car=dict(channels=256),
     data_preprocessor=data_preprocessor,
-    decode_head=dict(num_classes=59, dropout_ratio=0),
+    decode_head=dict(num_classes=59),
     auxiliary_head=None)

@@ -2,12 +2,11 @@ _base_ = [
     '../_base_/models/ocrnet_hr18.py',  # OCRNet with HRNet-W18
     '../_base_/datasets/pascal_context_59_513x513.py',  # Pascal Context, 59 classes, batch 4 per GPU
     '../_base_/default_runtime.py',
-    '../_base_/schedules/schedule_30k_wd2e-4.py'  # SGD, lr 0.01, wd 2e-4, 30k
+    '../_base_/schedules/schedule_30k_wd1e-4.py'  # SGD, lr 0.01, wd 1e-4, 30k
 ]
 crop_size = (513, 513)
-# Images are padded to the crop's size at test, too.
-data_preprocessor = dict(size=crop_size, test_cfg=dict(size=crop_size))
-norm_cfg = dict(type='SyncBN', eps=1e-3, requires_grad=True)
+data_preprocessor = dict(size=crop_size)
+norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     data_preprocessor=data_preprocessor,
     pretrained='open-mmlab://msra/hrnetv2_w48',
@@ -29,7 +28,7 @@ model = dict(
             dropout_ratio=-1,
             num_classes=59,
             norm_cfg=norm_cfg,
-            align_corners=True,
+            align_corners=False,
             loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4)),
         dict(
             type='OCRHead',
@@ -41,6 +40,6 @@ model = dict(
             dropout_ratio=-1,
             num_classes=59,
             norm_cfg=norm_cfg,
-            align_corners=True,
+            align_corners=False,
             loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)),
     ])

@@ -5,10 +5,9 @@ _base_ = [
     '../_base_/schedules/schedule_30k_wd1e-4.py'  # SGD, lr 0.01, wd 1e-4, 30k
 ]
 crop_size = (513, 513)
-# Images are padded to the crop's size at test, too.
-data_preprocessor = dict(size=crop_size, test_cfg=dict(size=crop_size))
+data_preprocessor = dict(size=crop_size)
 # The encoder alone, at output stride 32, and its self-attention regularized.
-norm_cfg = dict(type='SyncBN', eps=1e-3, requires_grad=True)
+norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     type='CAREncoderDecoder',
     car=dict(layer='out_conv'),
@@ -22,8 +21,8 @@ model = dict(
         wide_channels=2048,
         attention_channels=512,
         qk_channels=64,
-        dropout_ratio=0,
+        dropout_ratio=0.1,
         num_classes=59,
         norm_cfg=norm_cfg,
-        align_corners=True,
+        align_corners=False,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)))

@@ -5,15 +5,10 @@ _base_ = [
     '../_base_/schedules/schedule_30k_wd1e-4.py'  # SGD, lr 0.01, wd 1e-4, 30k
 ]
 crop_size = (513, 513)
-# Images are padded to the crop's size at test, too.
-data_preprocessor = dict(size=crop_size, test_cfg=dict(size=crop_size))
+data_preprocessor = dict(size=crop_size)
 # Output stride 32.
 model = dict(
     data_preprocessor=data_preprocessor,
     backbone=dict(strides=(1, 2, 2, 2), dilations=(1, 1, 1, 1)),
-    decode_head=dict(
-        concat_input=False, num_classes=59,
-        dropout_ratio=0,
-        norm_cfg=dict(eps=1e-3),
-        align_corners=True),
+    decode_head=dict(concat_input=False, num_classes=59),
     auxiliary_head=None)

@@ -56,8 +56,6 @@ OURS_ALONE = {
     'models/sa_r50-d8.py',
     'schedules/schedule_30k_adamw.py',
     'schedules/schedule_30k_wd1e-4.py',
-    'schedules/schedule_30k_wd2e-4.py',
-    'schedules/schedule_30k_wd2e-4_sa.py',
     # HFGD's models and recipes: tests/configs/test_hfgd.py.
     'datasets/ade20k_641x641.py',
     'datasets/cityscapes_513x1025_plain.py',

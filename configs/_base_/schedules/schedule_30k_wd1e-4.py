@@ -1,4 +1,4 @@
-# SGD, polynomial decay to 0, weight decay 1e-4, 30000 iterations,
+# The recipe of CAR's tables: SGD, polynomial decay to 0, weight decay 1e-4, 30000 iterations,
 # validated and saved ten times.
 optimizer = dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=0.0001)
 optim_wrapper = dict(type='OptimWrapper', optimizer=optimizer, clip_grad=None)
