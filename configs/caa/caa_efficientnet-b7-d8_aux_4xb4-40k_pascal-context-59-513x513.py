@@ -5,7 +5,7 @@ _base_ = [
     '../_base_/schedules/schedule_40k_wd1e-4.py'  # SGD, lr 0.01 falling to 0
 ]
 crop_size = (513, 513)
-data_preprocessor = dict(size=crop_size)
+data_preprocessor = dict(size=crop_size, test_cfg=dict(size=crop_size))
 model = dict(
     data_preprocessor=data_preprocessor,
     decode_head=dict(num_classes=59),

@@ -21,8 +21,12 @@ param_scheduler = [
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
-    dict(type='RandomResize', scale=(2049, 1025), ratio_range=(0.5, 2.0), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
+    # Factors of the image's own size: 0.5 to 2 in steps of 0.1. (RandomResize has no steps.)
+    dict(
+        type='RandomChoice',
+        transforms=[[dict(type='Resize', scale_factor=0.1 * step, keep_ratio=True)]
+                    for step in range(5, 21)]),
+    dict(type='RandomCrop', crop_size=crop_size),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackSegInputs')
 ]

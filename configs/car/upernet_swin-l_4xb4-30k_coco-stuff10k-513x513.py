@@ -1,12 +1,13 @@
 _base_ = [
     '../_base_/models/upernet_swin.py',  # UPerNet with Swin-T
-    '../_base_/datasets/coco-stuff10k_513x513.py',  # COCO-Stuff 10k, 171 classes, batch 4 per GPU
+    '../_base_/datasets/coco-stuff10k_513x513_brightness.py',  # 171 classes, batch 4 per GPU
     '../_base_/default_runtime.py',
     '../_base_/schedules/schedule_30k_wd1e-4.py'  # SGD, lr 0.01, wd 1e-4, 30k
 ]
 crop_size = (513, 513)
-data_preprocessor = dict(size=crop_size)
+data_preprocessor = dict(size=crop_size, test_cfg=dict(size=crop_size))
 checkpoint_file = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/swin/swin_large_patch4_window12_384_22k_20220412-6580f57d.pth'
+head_norm_cfg = dict(type='SyncBN', eps=1e-3, requires_grad=True)
 model = dict(
     data_preprocessor=data_preprocessor,
     backbone=dict(
@@ -16,5 +17,13 @@ model = dict(
         num_heads=[6, 12, 24, 48],
         window_size=12,
         init_cfg=dict(type='Pretrained', checkpoint=checkpoint_file)),
-    decode_head=dict(in_channels=[192, 384, 768, 1536], num_classes=171),
+    decode_head=dict(
+        in_channels=[192,
+        384,
+        768,
+        1536],
+        dropout_ratio=0.,
+        norm_cfg=head_norm_cfg,
+        align_corners=True,
+        num_classes=171),
     auxiliary_head=None)

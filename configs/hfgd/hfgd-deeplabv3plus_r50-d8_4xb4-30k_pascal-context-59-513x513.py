@@ -1,7 +1,7 @@
 _base_ = './sfpn_r50_4xb4-30k_pascal-context-59-513x513.py'
 # Output stride 8; ASPP, the extra encoding, is part of the upsampler.
 model = dict(
-    backbone=dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)),
+    backbone=dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), multi_grid=(4, 8, 16)),
     decode_head=dict(
         upsampler=dict(
             type='DepthwiseSeparableASPPHead',

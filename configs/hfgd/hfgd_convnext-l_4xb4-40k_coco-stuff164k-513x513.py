@@ -6,7 +6,7 @@ _base_ = [
 ]
 custom_imports = dict(imports=['mmseg_fusion', 'mmpretrain.models'], allow_failed_imports=False)
 crop_size = (513, 513)
-data_preprocessor = dict(size=crop_size)
+data_preprocessor = dict(size=crop_size, test_cfg=dict(size=crop_size))
 model = dict(
     type='CAREncoderDecoder',
     car=dict(layer='encoder.out_conv'),

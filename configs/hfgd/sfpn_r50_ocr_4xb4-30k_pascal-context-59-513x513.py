@@ -1,12 +1,12 @@
 _base_ = [
     '../_base_/models/hfgd_r50.py',  # HFGD with ResNet-50
-    '../_base_/datasets/pascal_context_59_513x513.py',  # Pascal Context, 59 classes, batch 4 per GPU
+    '../_base_/datasets/pascal_context_59_513x513_brightness.py',  # 59 classes, batch 4 per GPU
     '../_base_/default_runtime.py',
     '../_base_/schedules/schedule_30k_wd1e-4.py'  # SGD, lr 0.01, wd 1e-4, 30k
 ]
 crop_size = (513, 513)
-data_preprocessor = dict(size=crop_size)
-norm_cfg = dict(type='SyncBN', requires_grad=True)
+data_preprocessor = dict(size=crop_size, test_cfg=dict(size=crop_size))
+norm_cfg = dict(type='SyncBN', eps=1e-3, requires_grad=True)
 model = dict(
     type='CascadeEncoderDecoder',
     num_stages=2,
@@ -21,10 +21,10 @@ model = dict(
             channels=256,
             num_convs=1,
             concat_input=False,
-            dropout_ratio=0.1,
+            dropout_ratio=0.,
             num_classes=59,
             norm_cfg=norm_cfg,
-            align_corners=False,
+            align_corners=True,
             loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4)),
         dict(
             type='HFGDHead',
@@ -35,9 +35,9 @@ model = dict(
             encoder=dict(type='OCRHead', channels=512, ocr_channels=256),
             guidance=False,
             axial_attention=False,
-            dropout_ratio=0.1,
+            dropout_ratio=0.,
             num_classes=59,
             norm_cfg=norm_cfg,
-            align_corners=False,
+            align_corners=True,
             loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)),
     ])

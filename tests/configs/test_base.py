@@ -54,7 +54,10 @@ OURS_ALONE = {
     'models/caa_swin-l-jpu.py',
     'models/cpnet_r50-d8.py',
     'models/sa_r50-d8.py',
+    'datasets/coco-stuff10k_513x513_brightness.py',
+    'datasets/pascal_context_59_513x513_brightness.py',
     'schedules/schedule_30k_adamw.py',
+    'schedules/schedule_30k_car.py',
     'schedules/schedule_30k_wd1e-4.py',
     # HFGD's models and recipes: tests/configs/test_hfgd.py.
     'datasets/ade20k_641x641.py',

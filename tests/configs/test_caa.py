@@ -228,7 +228,7 @@ def test_differs_in_the_data_alone(name: str, baseline: str) -> None:
 
 
 def test_models_of_the_comparison_differ_in_the_backbone_alone() -> None:
-    # Windows on Cityscapes alone, whose images are larger than the crop.
+    # Windows on Cityscapes alone, whose images are larger than the crop; the others are padded.
     apart = ('backbone', 'pretrained', 'size', 'num_classes', 'test_cfg')
     of_backbone = ('in_channels', 'in_index', 'c1_in_channels', 'c1_channels')
     names = [name for name in NAMES if '_aux' in name]
@@ -256,12 +256,14 @@ def test_recipe_of_section_3_4_1(name: str) -> None:
     assert [step.type for step in pipeline] == [
         'LoadImageFromFile',
         'LoadAnnotations',
-        'RandomResize',
+        'RandomChoice',
         'RandomCrop',
         'RandomFlip',
         'PackSegInputs',
     ]
-    assert pipeline[2].ratio_range == (0.5, 2.0)
+    scales = [resize.scale_factor for (resize,) in pipeline[2].transforms]
+    assert scales == pytest.approx([0.1 * step for step in range(5, 21)])
+    assert pipeline[3].get('cat_max_ratio', 1.0) == 1.0
     assert pipeline[3].crop_size == cfg.model.data_preprocessor.size
     assert cfg.model.decode_head.norm_cfg == dict(type='SyncBN', eps=1e-3, requires_grad=True)
     # "MF" is --tta.
@@ -323,12 +325,20 @@ def test_crops_of_513(name: str) -> None:
     expected = plain(BASE / f'datasets/{name}.py')
     ours = plain(BASE / f'datasets/{name}_513x513.py')
     expected['crop_size'] = (513, 513)
-    train = [dict(s) for s in expected['train_pipeline'] if s['type'] != 'PhotoMetricDistortion']
-    for step in train:
-        if step['type'] == 'RandomCrop':
-            step['crop_size'] = (513, 513)
-    expected['train_pipeline'] = expected['train_dataloader']['dataset']['pipeline'] = train
+    expected.pop('img_scale', None)
+    for key in ('train_pipeline', 'test_pipeline'):
+        del expected[key]
+    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        del expected[key]['dataset']['pipeline']
+    train, test = ours.pop('train_pipeline'), ours.pop('test_pipeline')
+    for key, steps in (('train', train), ('val', test), ('test', test)):
+        assert ours[f'{key}_dataloader']['dataset'].pop('pipeline') == steps
     assert ours == expected
+    # At the images' own size; tests/configs/test_authors_recipe.py has the training.
+    zero = {} if '164k' in name else dict(reduce_zero_label=True)
+    load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', **zero)]
+    assert test == [*load, dict(type='PackSegInputs')]
+    assert train[:2] == load
 
 
 def test_schedule() -> None:

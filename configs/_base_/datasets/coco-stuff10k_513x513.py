@@ -1,6 +1,8 @@
 # COCO-Stuff 10k, 171 classes. Label 0 is ignored, as in ADE20K.
-# Crops of 513 x 513; flip, scale and crop are the only augmentation. Repeats coco-stuff10k.py
-# instead of inheriting it, which leaves two of a config's three levels to those above.
+# Crops of 513 x 513; scale, flip and crop are the only augmentation, as in CAA's thesis chapter.
+# Tested at the images' own size, padded to 513 x 513 by the data preprocessor of the configs.
+# Repeats coco-stuff10k.py instead of inheriting it, which leaves two of a config's three levels
+# to those above.
 dataset_type = 'COCOStuffDataset'
 data_root = 'data/coco_stuff10k'
 crop_size = (513, 513)
@@ -8,15 +10,18 @@ crop_size = (513, 513)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
+    # Factors of the image's own size: 0.5 to 2 in steps of 0.1. (RandomResize has no steps.)
+    dict(
+        type='RandomChoice',
+        transforms=[[dict(type='Resize', scale_factor=0.1 * step, keep_ratio=True)]
+                    for step in range(5, 21)]),
+    # What is missing is filled by the data preprocessor: the mean colour, label 255.
+    dict(type='RandomCrop', crop_size=crop_size),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackSegInputs')
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(2048, 512), keep_ratio=True),
-    # After Resize: the result is compared at the size of the annotation.
     dict(type='LoadAnnotations', reduce_zero_label=True),
     dict(type='PackSegInputs')
 ]

@@ -5,8 +5,13 @@ crop_size = (513, 513)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
+    # Factors of the image's own size: 0.5 to 2 in steps of 0.1. (RandomResize has no steps.)
+    dict(
+        type='RandomChoice',
+        transforms=[[dict(type='Resize', scale_factor=0.1 * step, keep_ratio=True)]
+                    for step in range(5, 21)]),
+    # What is missing is filled by the data preprocessor: the mean colour, label 255.
+    dict(type='RandomCrop', crop_size=crop_size),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PhotoMetricDistortion'),
     dict(type='PackSegInputs')

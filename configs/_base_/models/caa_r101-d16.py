@@ -40,7 +40,7 @@ model = dict(
         dropout_ratio=0.1,
         num_classes=19,
         norm_cfg=head_norm_cfg,
-        align_corners=False,
+        align_corners=True,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)),
     # As in the authors' code: a 1x1 convolution on the last feature, not a 3x3 on the one before.
     auxiliary_head=dict(
@@ -54,7 +54,7 @@ model = dict(
         dropout_ratio=0.1,
         num_classes=19,
         norm_cfg=head_norm_cfg,
-        align_corners=False,
+        align_corners=True,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4)),
     train_cfg=dict(),
     test_cfg=dict(mode='whole'))

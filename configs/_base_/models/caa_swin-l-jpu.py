@@ -38,7 +38,7 @@ model = dict(
         in_channels=(384, 768, 1536),
         mid_channels=512,
         dilations=(1, 2, 4, 8),
-        align_corners=False,
+        align_corners=True,
         norm_cfg=norm_cfg),
     decode_head=dict(
         type='CAAHead',
@@ -54,7 +54,7 @@ model = dict(
         dropout_ratio=0.1,
         num_classes=19,
         norm_cfg=norm_cfg,
-        align_corners=False,
+        align_corners=True,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)),
     # As in the authors' code: one 3x3 convolution on what the decode head takes.
     auxiliary_head=dict(
@@ -67,7 +67,7 @@ model = dict(
         dropout_ratio=0.1,
         num_classes=19,
         norm_cfg=norm_cfg,
-        align_corners=False,
+        align_corners=True,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4)),
     train_cfg=dict(),
     test_cfg=dict(mode='whole'))

@@ -2,7 +2,7 @@
 # custom_imports = dict(imports=['mmseg_fusion', 'mmpretrain.models'], allow_failed_imports=False)
 # and adds the class-aware regularization of CAE: type='CAREncoderDecoder',
 # car=dict(layer='encoder.out_conv')
-norm_cfg = dict(type='SyncBN', requires_grad=True)
+head_norm_cfg = dict(type='SyncBN', eps=1e-3, requires_grad=True)
 checkpoint_file = 'https://download.openmmlab.com/mmclassification/v0/convnext/downstream/convnext-large_3rdparty_in21k_20220301-e6e0ea0a.pth'
 data_preprocessor = dict(
     type='SegDataPreProcessor',
@@ -36,10 +36,10 @@ model = dict(
         guidance=True,
         axial_attention=True,
         stop_gradient=True,
-        dropout_ratio=0.1,
+        dropout_ratio=0.,
         num_classes=19,
-        norm_cfg=norm_cfg,
-        align_corners=False,
+        norm_cfg=head_norm_cfg,
+        align_corners=True,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)),
     train_cfg=dict(),
     test_cfg=dict(mode='whole'))

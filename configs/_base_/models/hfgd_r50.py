@@ -1,6 +1,7 @@
 # HFGD with ResNet-50 at output stride 32: CAE, U-SFPN, guidance and axial attention. A config adds
 # the class-aware regularization of CAE: type='CAREncoderDecoder', car=dict(layer='encoder.out_conv')
 norm_cfg = dict(type='SyncBN', requires_grad=True)
+head_norm_cfg = dict(type='SyncBN', eps=1e-3, requires_grad=True)
 data_preprocessor = dict(
     type='SegDataPreProcessor',
     mean=[123.675, 116.28, 103.53],
@@ -37,10 +38,10 @@ model = dict(
         guidance=True,
         axial_attention=True,
         stop_gradient=True,
-        dropout_ratio=0.1,
+        dropout_ratio=0.,
         num_classes=19,
-        norm_cfg=norm_cfg,
-        align_corners=False,
+        norm_cfg=head_norm_cfg,
+        align_corners=True,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)),
     train_cfg=dict(),
     test_cfg=dict(mode='whole'))

@@ -1,6 +1,6 @@
 # HFGD with Swin-L, which was pretrained on ImageNet-22k at 384 x 384. A config adds the class-aware
 # regularization of CAE: type='CAREncoderDecoder', car=dict(layer='encoder.out_conv')
-norm_cfg = dict(type='SyncBN', requires_grad=True)
+head_norm_cfg = dict(type='SyncBN', eps=1e-3, requires_grad=True)
 backbone_norm_cfg = dict(type='LN', requires_grad=True)
 checkpoint_file = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/swin/swin_large_patch4_window12_384_22k_20220412-6580f57d.pth'
 data_preprocessor = dict(
@@ -48,10 +48,10 @@ model = dict(
         guidance=True,
         axial_attention=True,
         stop_gradient=True,
-        dropout_ratio=0.1,
+        dropout_ratio=0.,
         num_classes=19,
-        norm_cfg=norm_cfg,
-        align_corners=False,
+        norm_cfg=head_norm_cfg,
+        align_corners=True,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)),
     train_cfg=dict(),
     test_cfg=dict(mode='whole'))
