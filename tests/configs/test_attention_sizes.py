@@ -55,7 +55,10 @@ def test_size(path: str) -> tuple[int, int]:
     cfg = read(path)
     found = of_type(cfg.test_dataloader.dataset.get('pipeline', []), 'Resize')
     if not found:
-        # Made at that size.
+        if 'coco-stuff' in path:
+            # Its images are 640 pixels long; the short side is padded to the crop.
+            return cfg.model.data_preprocessor.test_cfg.size[0], 640
+        # Made at that size, or not larger than it and padded to it.
         return tuple(cfg.test_dataloader.dataset.get('size', cfg.model.data_preprocessor.size))
     (step,) = found
     assert step.keep_ratio
