@@ -1089,6 +1089,8 @@ except ImportError:
     ext.__getattr__ = lambda name: print
     ext.__spec__ = ModuleSpec('mmcv._ext', None)
     sys.modules['mmcv._ext'] = ext
+# mmseg imports timm where it is installed, and with it a torchvision that may not fit this torch.
+sys.modules['timm'] = None
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
