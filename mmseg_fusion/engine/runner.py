@@ -35,13 +35,25 @@ class CheckedRunner(Runner):
     allow_missing = False
 
     def train(self) -> nn.Module:
-        """As mmengine's; a label that is no class of the model says so.
+        """As mmengine's; a label that is no class of the model, and too small a batch, say so.
 
         Raises:
-            InputError: the training set has such a label.
+            InputError: the training set has such a label, or a batch norm layer of the model saw a
+                single value per channel.
         """
         try:
             return super().train()
+        except ValueError as error:
+            if 'more than 1 value per channel' not in str(error):
+                raise
+            batch = self.train_dataloader.batch_size
+            raise InputError(
+                'a batch norm layer of the model saw a single value per channel, as behind pooling '
+                f'to one cell with one image per process ({error}). '
+                f'train_dataloader.batch_size is {batch}: expected 2 or more (with drop_last=True, '
+                "where the last batch is smaller), norm_cfg=dict(type='SyncBN') on several GPUs, "
+                'or a norm that needs no batch, such as GN, in the decode head.'
+            ) from error
         except (IndexError, RuntimeError) as error:
             known = re.search(r'Target (-?\d+) is out of bounds', str(error))
             # What other losses say, and CUDA, where no number is known.

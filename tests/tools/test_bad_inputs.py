@@ -98,6 +98,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "    _delete_=True, type='KSACHead', dilations=(2, 3), in_channels=512, in_index=3,\n"
         "    channels=16, num_classes=8, norm_cfg=dict(type='BN')))\n",
     )
+    config(
+        'hfgd',
+        'model = dict(auxiliary_head=None, decode_head=dict(\n'
+        "    _delete_=True, type='HFGDHead', in_channels=[64, 128, 256, 512], channels=8,\n"
+        "    upsampler=dict(type='UPerHead', pool_scales=(1, 2)), encoder=None, num_classes=8,\n"
+        "    norm_cfg=dict(type='BN')))\n",
+    )
     small = 'model = dict(decode_head=dict(channels=16{}), auxiliary_head={})\n'
     for name, stem, text in (
         ('danet', 'danet_r18-d8', small.format(', pam_channels=4', None)),
@@ -322,6 +329,14 @@ ROWS = [
         '{plain} --work-dir {out} --cfg-options model.decode_head.num_classes=7 '
         'model.auxiliary_head.num_classes=7',
         'the training set has label 7: model.decode_head.num_classes is 7',
+    ),
+    *(
+        (
+            'train.py',
+            f'{{{name}}} --work-dir {{out}} --cfg-options train_dataloader.batch_size=1',
+            'a batch norm layer of the model saw a single value per channel',
+        )
+        for name in ('plain', 'gff', 'hfgd')
     ),
     ('train.py', '{plain} --cfg-options param_scheduler.9=1', '--cfg-options does not fit'),
     (
