@@ -30,6 +30,8 @@ OURS_ALONE = {
     'schedules/schedule_1k_pretrained.py',
     'models/r18-d8.py',
     'models/upernet_r18.py',
+    # A quarter as wide as theirs: test_unet_is_theirs_at_a_quarter_of_the_width.
+    'models/unet_s5-d16.py',
     'schedules/schedule_1k.py',
     'schedules/schedule_4k.py',
     # KSAC and its baselines: tests/configs/test_ksac.py.
@@ -237,3 +239,21 @@ def test_baselines_are_mmsegs(name: str) -> None:
         for key in set(cfg) - RUNS:
             del cfg[key]
     assert without_host(ours) == without_host(theirs)
+
+
+def test_unet_is_theirs_at_a_quarter_of_the_width() -> None:
+    theirs = plain(THEIRS / '_base_/models/fcn_unet_s5-d16.py')
+    model = theirs['model']
+    theirs['norm_cfg']['type'] = 'BN'
+    for part in ('backbone', 'decode_head', 'auxiliary_head'):
+        model[part]['norm_cfg']['type'] = 'BN'
+    for head in ('decode_head', 'auxiliary_head'):
+        for key in ('in_channels', 'channels'):
+            model[head][key] //= 4
+        model[head]['num_classes'] = 11
+    model['backbone']['base_channels'] //= 4
+    # Their defaults of UNet, written out.
+    assert model['backbone'].pop('with_cp') is False
+    assert model['backbone'].pop('conv_cfg') is None
+    model['test_cfg'] = {'mode': 'whole'}
+    assert plain(BASE / 'models/unet_s5-d16.py') == theirs
