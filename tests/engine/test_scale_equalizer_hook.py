@@ -1053,6 +1053,52 @@ def test_epoch_based_and_cascade(tmp_path):
         torch.testing.assert_close(plain.eval()(x), made.model.eval()(x), rtol=1e-4, atol=1e-4)
 
 
+def test_setr_mla_classifies_what_it_concatenates(tmp_path):
+    """SETR's head has no norm behind its fusion, the classifier: folded, and the means go too."""
+    head = dict(
+        type='SETRMLAHead', in_channels=[32] * 3, in_index=[3, 3, 3], mla_channels=4, channels=12,
+        num_classes=8, up_scale=4, norm_cfg=BN,
+    )  # fmt: skip
+    made = train(tmp_path / 'fold', hook={}, head=head)
+    plain = train(tmp_path / 'plain', head=head)
+    ((name, entry),) = layers(record_of(made)).items()
+    assert (name, entry['channels']) == ('decode_head.conv_seg', [4, 4, 4])
+    old, new = (m.recorder.start for m in (plain, made))
+    blocks = old[f'{name}.weight'].split(4, 1)
+    folded = torch.cat([b / s for b, s in zip(blocks, entry['std'])], 1)
+    torch.testing.assert_close(new[f'{name}.weight'], folded)
+    shift = sum((w.sum((1, 2, 3)) * m) for w, m in zip(folded.split(4, 1), entry['mean']))
+    torch.testing.assert_close(new[f'{name}.bias'], old[f'{name}.bias'] - shift)
+
+
+def test_cascade_by_iterations(tmp_path):
+    """OCRNet under 'auto' and 'fold': the fusions of both stages, each folded."""
+    cascade = dict(
+        model=dict(
+            type='CascadeEncoderDecoder', num_stages=2,
+            decode_head=[
+                dict(type='FCNHead', in_channels=32, in_index=3, channels=6, num_convs=1,
+                     num_classes=8, norm_cfg=BN),
+                dict(type='OCRHead', in_channels=32, in_index=3, channels=6, ocr_channels=6,
+                     num_classes=8, norm_cfg=BN),
+            ],
+        )
+    )  # fmt: skip
+    made = train(tmp_path / 'fold', hook={}, **cascade)
+    plain = train(tmp_path / 'plain', **cascade)
+    record = layers(record_of(made))
+    assert {name: e['channels'] for name, e in record.items()} == {
+        'decode_head.0.conv_cat.conv': [32, 6],
+        'decode_head.1.object_context_block.bottleneck.conv': [6, 6],
+    }
+    old, new = (m.recorder.start for m in (plain, made))
+    assert {k for k in old if not torch.equal(old[k], new[k])} == {f'{n}.weight' for n in record}
+    for name, entry in record.items():
+        blocks = old[f'{name}.weight'].split(entry['channels'], 1)
+        folded = torch.cat([b / s for b, s in zip(blocks, entry['std'])], 1)
+        torch.testing.assert_close(new[f'{name}.weight'], folded)
+
+
 def test_data_set_without_length(tmp_path):
     made = runner(tmp_path, hook={})
     hook = next(h for h in made.hooks if isinstance(h, ScaleEqualizerHook))
