@@ -12,7 +12,6 @@ from __future__ import annotations
 import sys
 
 from . import compat
-from .fusions import equalize
 from .version import __version__
 
 #: Why the package cannot be used; ``python -m mmseg_fusion`` then says what to install.
@@ -22,6 +21,7 @@ try:
     compat.apply()
     # After the quirks: what these import needs them.
     from . import analysis, datasets, engine, models
+    from .fusions import equalize
 except Exception as error:
     # Python sets argv[0] to '-m' while it looks for the module that it is to run.
     if sys.argv[:1] != ['-m']:

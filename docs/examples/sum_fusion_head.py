@@ -25,7 +25,7 @@ class SumFusionHead(BaseDecodeHead):
 
     def __init__(self, kernel_size: int = 3, **kwargs) -> None:
         super().__init__(input_transform='multiple_select', **kwargs)
-        cfg = dict(norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
+        cfg = dict(conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
         self.laterals = nn.ModuleList(
             ConvModule(c, self.channels, 1, **cfg) for c in self.in_channels
         )

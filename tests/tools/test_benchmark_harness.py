@@ -101,12 +101,13 @@ def test_memory_is_beyond_what_was_held(harness):
     if not harness.reset_peak():  # it is known on Linux alone
         assert harness.memory_here(lambda: None, 'cpu') is None
         return
-    weight = torch.ones(2**22)  # 16 MiB that were there before
+    # 64 MiB that were there before: more than glibc ever takes from what it keeps.
+    weight = torch.ones(2**24)
 
     def step():
         (weight + 1).sum()
 
-    assert 2**24 <= harness.memory_here(step, 'cpu') < 2**24 + 2**22
+    assert 2**26 <= harness.memory_here(step, 'cpu') < 2**26 + 2**22
 
 
 def test_numbers_are_written(harness, tmp_path, capsys):

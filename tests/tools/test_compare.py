@@ -207,7 +207,7 @@ def test_killed_in_the_middle_gives_the_same_table(compared, tmp_path, whole):
     without_times = [re.sub(r'\d+\.\d+ +\d+ MB', '', line) for line in again.stdout.splitlines()]
     printed = (compared / 'printed.txt').read_text().splitlines()
     assert without_times == [re.sub(r'\d+\.\d+ +\d+ MB', '', line) for line in printed]
-    assert 'resumed from' in (folder / 'train.log').read_text().lower()
+    assert '--resume: continues from' in (folder / 'train.log').read_text()
 
 
 @pytest.mark.stack

@@ -37,6 +37,9 @@ def with_gates(folder: Path, name: str = 'gff', fusion: str = 'gff', gate: str =
         model = MODELS.build(Config.fromfile(path).model)
     for parameter in model.decode_head.parameters():
         torch.nn.init.normal_(parameter, 0, 0.3)
+    for gate, _ in model.decode_head.neck.gates or ():
+        # They see 64 to 256 channels: neither open nor shut everywhere.
+        torch.nn.init.normal_(gate.weight, 0, 0.3 * (8 / gate.in_channels) ** 0.5)
     # Norms that fit the scenes: without them all pixels would be of one class.
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

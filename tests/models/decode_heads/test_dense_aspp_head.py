@@ -176,7 +176,7 @@ def car_model(**kwargs) -> nn.Module:
 
 def test_car_replaces_the_bottleneck() -> None:
     assert car_model(channels=12).car_layers == ('decode_head.bottleneck',)
-    with pytest.raises(ValueError, match=r'Cat'):
+    with pytest.raises(ValueError, match=r'resizing and sums: cat\.'):
         car_model()
 
 
