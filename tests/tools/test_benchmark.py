@@ -2,49 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
 
-from .running import ROOT, TOOLS, run, small_config
+from .running import ROOT, TOOLS, load_tool, run, small_config
 
 TOOL = TOOLS / 'analysis_tools' / 'benchmark.py'
 
 
 @pytest.fixture(scope='module')
 def benchmark():
-    spec = importlib.util.spec_from_file_location('benchmark', TOOL)
-    module = sys.modules['benchmark'] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool(TOOL)
 
 
 @pytest.fixture
 def config(tmp_path) -> Path:
     return small_config(tmp_path)
-
-
-def test_repeats_are_interleaved_after_the_warm_up(benchmark):
-    calls = []
-    times = benchmark.measure([lambda: calls.append('a'), lambda: calls.append('b')], 3, 2)
-    assert calls == ['a', 'b'] * 5
-    assert [len(seconds) for seconds in times] == [3, 3]
-
-
-def test_the_time_of_a_step_is_measured(benchmark):
-    order = []
-    (seconds,) = benchmark.measure(
-        [lambda: (order.append('step'), time.sleep(0.02))], 2, 0, lambda: order.append('wait')
-    )
-    assert all(0.02 <= s < 0.2 for s in seconds)
-    # A GPU is waited for before and after.
-    assert order == ['wait', 'step', 'wait'] * 2
 
 
 def test_the_table_holds_median_extremes_and_ratio(benchmark):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import torch
@@ -86,6 +87,16 @@ def test_variants_take_turns(harness):
     seconds = harness.measure(steps, 3, 1, 'cpu')
     assert seen == ['a', 'b'] * 4
     assert [len(times) for times in seconds] == [3, 3]
+
+
+def test_the_time_of_a_step_is_measured(harness, monkeypatch):
+    order = []
+    monkeypatch.setattr(torch.cuda, 'synchronize', lambda device: order.append('wait'))
+    step = [lambda: (order.append('step'), time.sleep(0.02))]
+    (seconds,) = harness.measure(step, 2, 0, 'cuda')
+    assert all(0.02 <= s < 0.2 for s in seconds)
+    # A GPU is waited for before and after.
+    assert order == ['wait', 'step', 'wait'] * 2
 
 
 def test_the_error_is_relative_to_the_base(harness):

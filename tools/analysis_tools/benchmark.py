@@ -18,11 +18,9 @@ import contextlib
 import io
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -37,6 +35,11 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
 from mmseg_fusion.cli import check_checkpoint, exits_on_input_error, read_config  # noqa: E402  isort: skip
 
 import torch  # noqa: E402
+from _harness import (  # noqa: E402  (beside this script)
+    load_what_a_step_loads,
+    measure,
+    resident_peak,
+)
 from mmengine.config import Config, DictAction  # noqa: E402
 from mmengine.logging import MMLogger  # noqa: E402
 from mmengine.model import revert_sync_batchnorm  # noqa: E402
@@ -201,51 +204,6 @@ def make_step(
 # --- measuring -----------------------------------------------------------------------------------
 
 
-def measure(
-    steps: Sequence[Callable[[], object]],
-    repeat: int,
-    warmup: int,
-    synchronize: Callable[[], None] = lambda: None,
-) -> list[list[float]]:
-    """Seconds of each repeat of each step; with several steps, one of each in turn."""
-    for _ in range(warmup):
-        for step in steps:
-            step()
-    seconds: list[list[float]] = [[] for _ in steps]
-    for _ in range(repeat):
-        for step, times in zip(steps, seconds):
-            synchronize()
-            start = time.perf_counter()
-            step()
-            synchronize()
-            times.append(time.perf_counter() - start)
-    return seconds
-
-
-def resident_peak() -> int | None:
-    """The most memory, in bytes, that this process has held so far; None on Windows."""
-    try:
-        # getrusage would begin with what the process held that started this one.
-        status = Path('/proc/self/status').read_text()
-        return int(re.search(r'VmHWM:\s+(\d+) kB', status).group(1)) * 1024
-    except OSError:
-        pass  # not Linux
-    try:
-        import resource
-    except ModuleNotFoundError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == 'darwin' else peak * 1024
-
-
-def load_what_a_step_loads() -> None:
-    """A step of one convolution: at the first, torch imports parts of itself."""
-    model = torch.nn.Conv2d(3, 8, 3)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    model(torch.rand(1, 3, 8, 8)).mean().backward()
-    optimizer.step()
-
-
 def memory_note(device: str) -> str:
     """How the column of memory came about."""
     if device == 'cpu':
@@ -372,8 +330,7 @@ def main(argv: Sequence[str] | None = None) -> list[Timing]:
                 return []
             steps.append(step)
             precisions.append(precision)
-        synchronize = (lambda: torch.cuda.synchronize(args.device)) if on_gpu else (lambda: None)
-        seconds = measure(steps, args.repeat, args.warmup, synchronize)
+        seconds = measure(steps, args.repeat, args.warmup, args.device)
     except torch.cuda.OutOfMemoryError as error:
         raise SystemExit(
             f'out of memory ({str(error).splitlines()[0]}): give a smaller --batch-size or --shape'
