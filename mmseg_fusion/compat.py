@@ -434,8 +434,8 @@ def resume_weights_only() -> Quirk | None:
 
 # --- checkpoints from anywhere -------------------------------------------------------------------
 
-#: Whether this thread is inside of mmengine's CheckpointLoader.
-_LOADING: ContextVar[bool] = ContextVar('_LOADING', default=False)
+#: Inside of mmengine's CheckpointLoader: why files could not be read so far. None elsewhere.
+_LOADING: ContextVar[list[Exception] | None] = ContextVar('_LOADING', default=None)
 
 
 def _before_torch_2_6() -> bool:
@@ -483,10 +483,7 @@ def checkpoints_weights_only() -> Quirk | None:
 def _tensors_only_while_loading(original: Callable) -> Callable:
     old = _before_torch_2_6()
 
-    @functools.wraps(original)
-    def load(f, map_location=None, pickle_module=None, **kwargs):
-        if not _LOADING.get():
-            return original(f, map_location, pickle_module, **kwargs)
+    def tensors_only(f, map_location, pickle_module, kwargs):
         if not old:
             return original(f, map_location, pickle_module, **{**kwargs, 'weights_only': True})
         if pickle_module is not None:
@@ -494,6 +491,17 @@ def _tensors_only_while_loading(original: Callable) -> Callable:
         _refuse_archives(f)
         kwargs.pop('weights_only', None)
         return original(f, map_location, _tensors_only(), **kwargs)
+
+    @functools.wraps(original)
+    def load(f, map_location=None, pickle_module=None, **kwargs):
+        failures = _LOADING.get()
+        if failures is None:
+            return original(f, map_location, pickle_module, **kwargs)
+        try:
+            return tensors_only(f, map_location, pickle_module, kwargs)
+        except Exception as error:
+            failures.append(error)
+            raise
 
     return load
 
@@ -503,7 +511,8 @@ def _loads_tensors_only(original: Callable) -> Callable:
     def load_checkpoint(cls, filename, map_location=None, logger='current'):
         import torch
 
-        token = _LOADING.set(True)
+        failures: list[Exception] = []
+        token = _LOADING.set(failures)
         try:
             return original(cls, filename, map_location, logger)
         # A file that is not there, a server that does not answer, a package of the scheme that is
@@ -512,7 +521,9 @@ def _loads_tensors_only(original: Callable) -> Callable:
             raise
         # Bytes that are no checkpoint end in any kind of error.
         except Exception as error:
-            raise CheckpointError(_why_not_loaded(str(filename), error)) from error
+            # onedl-mmengine tries a second time, where a stream is at its end already.
+            first = failures[0] if failures else error
+            raise CheckpointError(_why_not_loaded(str(filename), first)) from first
         finally:
             _LOADING.reset(token)
 
