@@ -134,7 +134,8 @@ def test_memory_is_beyond_what_was_held(harness, tmp_path, monkeypatch):
     ((peak,),) = (
         case.values() for case in harness.all_memory_apart(str(script), ['--device', 'cpu'])
     )
-    assert 2**26 <= peak < 2**26 + 2**22
+    # Linux counts pages in batches: a few hundred KiB may be missing.
+    assert 2**26 - 2**20 < peak < 2**26 + 2**22
 
 
 def test_numbers_are_written(harness, tmp_path, capsys):
