@@ -35,11 +35,11 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_at_least, check_config, whole_file  # noqa: E402  isort: skip
+from mmseg_fusion.cli import check_at_least, check_config, whole_file  # isort: skip
 
-from mmengine.config import Config, DictAction  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.progress import (  # noqa: E402
+from mmengine.config import Config, DictAction
+from rich.console import Console
+from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
@@ -47,8 +47,8 @@ from rich.progress import (  # noqa: E402
     TimeRemainingColumn,
 )
 
-from mmseg_fusion.analysis import comparison  # noqa: E402
-from mmseg_fusion.analysis.counting import count  # noqa: E402
+from mmseg_fusion.analysis import comparison
+from mmseg_fusion.analysis.counting import count
 
 TOOLS = Path(__file__).resolve().parent
 VERSIONS = {

@@ -24,19 +24,19 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import read_config  # noqa: E402  isort: skip
+from mmseg_fusion.cli import read_config  # isort: skip
 
-import matplotlib  # noqa: E402
+import matplotlib
 
 matplotlib.use('Agg')
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.patches import Patch  # noqa: E402
-from mmengine.config import Config  # noqa: E402
-from mmengine.dataset import pseudo_collate  # noqa: E402
-from mmengine.runner import Runner  # noqa: E402
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.patches import Patch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.runner import Runner
 
 CONFIG = ROOT / 'configs/fusion_shapes/upernet_r18_scale-eq_1xb4-1k_fusion-shapes-128x128.py'
 #: The least that the final mIoU has to be, in units of the best constant prediction's.

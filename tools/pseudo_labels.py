@@ -26,20 +26,20 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_checkpoint, read_config, whole_file  # noqa: E402  isort: skip
+from mmseg_fusion.cli import check_checkpoint, read_config, whole_file  # isort: skip
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from mmengine.config import Config, DictAction  # noqa: E402
-from mmengine.dataset import Compose  # noqa: E402
-from mmengine.fileio import list_dir_or_file  # noqa: E402
-from mmengine.logging import MMLogger  # noqa: E402
-from mmengine.utils import track_iter_progress  # noqa: E402
-from PIL import Image, PngImagePlugin, UnidentifiedImageError  # noqa: E402
-from prettytable import PrettyTable  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+import numpy as np
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.dataset import Compose
+from mmengine.fileio import list_dir_or_file
+from mmengine.logging import MMLogger
+from mmengine.utils import track_iter_progress
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from prettytable import PrettyTable
+from torch import Tensor, nn
 
-from mmseg_fusion.analysis.layer_features import (  # noqa: E402
+from mmseg_fusion.analysis.layer_features import (
     IGNORE,
     IMAGE_SUFFIXES,
     InputError,

@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
     sys.path.insert(0, str(ROOT))
 
-from mmseg_fusion.cli import run_installed_tool  # noqa: E402
-from mmseg_fusion.engine.runner import CheckedRunner  # noqa: E402
+from mmseg_fusion.cli import run_installed_tool
+from mmseg_fusion.engine.runner import CheckedRunner
 
 if __name__ == '__main__':
     run_installed_tool('test', CheckedRunner)

@@ -24,20 +24,20 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_checkpoint, read_config  # noqa: E402  isort: skip
+from mmseg_fusion.cli import check_checkpoint, read_config  # isort: skip
 
-import mmcv  # noqa: E402
-import mmengine.fileio as fileio  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from mmengine.config import Config, DictAction  # noqa: E402
-from mmengine.dataset import Compose, pseudo_collate  # noqa: E402
-from mmengine.registry import init_default_scope  # noqa: E402
-from mmengine.utils import ProgressBar  # noqa: E402
-from mmseg.registry import DATASETS, MODELS  # noqa: E402
-from prettytable import PrettyTable  # noqa: E402
+import mmcv
+import mmengine.fileio as fileio
+import numpy as np
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import init_default_scope
+from mmengine.utils import ProgressBar
+from mmseg.registry import DATASETS, MODELS
+from prettytable import PrettyTable
 
-from mmseg_fusion.analysis.attention_conflicts import (  # noqa: E402
+from mmseg_fusion.analysis.attention_conflicts import (
     PREDICTION,
     Conflicts,
     Example,
@@ -46,8 +46,8 @@ from mmseg_fusion.analysis.attention_conflicts import (  # noqa: E402
     draw_conflicts,
     predict_branches,
 )
-from mmseg_fusion.analysis.layer_features import InputError, load_segmentor  # noqa: E402
-from mmseg_fusion.checkpoints import read_checkpoint  # noqa: E402
+from mmseg_fusion.analysis.layer_features import InputError, load_segmentor
+from mmseg_fusion.checkpoints import read_checkpoint
 
 SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
 

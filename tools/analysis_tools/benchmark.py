@@ -32,27 +32,27 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_checkpoint, exits_on_input_error, read_config  # noqa: E402  isort: skip
+from mmseg_fusion.cli import check_checkpoint, exits_on_input_error, read_config  # isort: skip
 
-import torch  # noqa: E402
-from _harness import (  # noqa: E402  (beside this script)
+import torch
+from _harness import (  # beside this script
     load_what_a_step_loads,
     measure,
     resident_peak,
 )
-from mmengine.config import Config, DictAction  # noqa: E402
-from mmengine.logging import MMLogger  # noqa: E402
-from mmengine.model import revert_sync_batchnorm  # noqa: E402
-from mmengine.optim import AmpOptimWrapper, build_optim_wrapper  # noqa: E402
-from mmengine.registry import init_default_scope  # noqa: E402
-from mmengine.runner.amp import autocast  # noqa: E402
-from mmengine.structures import PixelData  # noqa: E402
-from mmseg.registry import MODELS  # noqa: E402
-from mmseg.structures import SegDataSample  # noqa: E402
-from prettytable import PrettyTable  # noqa: E402
+from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import AmpOptimWrapper, build_optim_wrapper
+from mmengine.registry import init_default_scope
+from mmengine.runner.amp import autocast
+from mmengine.structures import PixelData
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+from prettytable import PrettyTable
 
-from mmseg_fusion.analysis.counting import forget_pretrained  # noqa: E402
-from mmseg_fusion.checkpoints import fit, read_checkpoint  # noqa: E402
+from mmseg_fusion.analysis.counting import forget_pretrained
+from mmseg_fusion.checkpoints import fit, read_checkpoint
 
 Mode = Literal['inference', 'train']
 

@@ -26,17 +26,17 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import read_config  # noqa: E402  isort: skip
+from mmseg_fusion.cli import read_config  # isort: skip
 
-import mmengine.fileio as fileio  # noqa: E402
-import numpy as np  # noqa: E402
-from mmcv.transforms import LoadAnnotations  # noqa: E402
-from mmengine.config import DictAction  # noqa: E402
-from mmengine.registry import init_default_scope  # noqa: E402
-from mmengine.utils import track_parallel_progress, track_progress  # noqa: E402
-from mmseg.registry import DATASETS, TRANSFORMS  # noqa: E402
-from PIL import Image, UnidentifiedImageError  # noqa: E402
-from prettytable import PrettyTable  # noqa: E402
+import mmengine.fileio as fileio
+import numpy as np
+from mmcv.transforms import LoadAnnotations
+from mmengine.config import DictAction
+from mmengine.registry import init_default_scope
+from mmengine.utils import track_parallel_progress, track_progress
+from mmseg.registry import DATASETS, TRANSFORMS
+from PIL import Image, UnidentifiedImageError
+from prettytable import PrettyTable
 
 SPLITS = ('train', 'val', 'test')
 

@@ -20,19 +20,19 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import (  # noqa: E402  isort: skip
+from mmseg_fusion.cli import (  # isort: skip
     add_models,
     check_at_least,
     check_models,
 )
 
-import torch  # noqa: E402
-from mmengine.config import DictAction  # noqa: E402
-from mmengine.logging import MMLogger  # noqa: E402
-from mmengine.utils import track_iter_progress  # noqa: E402
-from prettytable import PrettyTable  # noqa: E402
+import torch
+from mmengine.config import DictAction
+from mmengine.logging import MMLogger
+from mmengine.utils import track_iter_progress
+from prettytable import PrettyTable
 
-from mmseg_fusion.analysis.feature_umap import (  # noqa: E402
+from mmseg_fusion.analysis.feature_umap import (
     Embed,
     Embedding,
     PixelSample,
@@ -45,7 +45,7 @@ from mmseg_fusion.analysis.feature_umap import (  # noqa: E402
     save_embeddings,
     umap_embedding,
 )
-from mmseg_fusion.analysis.layer_features import (  # noqa: E402
+from mmseg_fusion.analysis.layer_features import (
     DataInfo,
     ImageSet,
     InputError,

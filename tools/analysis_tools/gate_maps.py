@@ -22,22 +22,22 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import (  # noqa: E402  isort: skip
+from mmseg_fusion.cli import (  # isort: skip
     check_at_least,
     check_checkpoint,
     check_config,
     read_config,
 )
 
-import torch  # noqa: E402
-from mmcv.transforms import LoadAnnotations  # noqa: E402
-from mmengine.config import Config, DictAction  # noqa: E402
-from mmengine.logging import MMLogger  # noqa: E402
-from mmengine.structures import PixelData  # noqa: E402
-from mmseg.registry import TRANSFORMS  # noqa: E402
-from prettytable import PrettyTable  # noqa: E402
+import torch
+from mmcv.transforms import LoadAnnotations
+from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
+from mmengine.structures import PixelData
+from mmseg.registry import TRANSFORMS
+from prettytable import PrettyTable
 
-from mmseg_fusion.analysis.gate_maps import (  # noqa: E402
+from mmseg_fusion.analysis.gate_maps import (
     GateMaps,
     check_levels,
     draw_gate_maps,
@@ -47,7 +47,7 @@ from mmseg_fusion.analysis.gate_maps import (  # noqa: E402
     labelled,
     level_names,
 )
-from mmseg_fusion.analysis.layer_features import (  # noqa: E402
+from mmseg_fusion.analysis.layer_features import (
     DataInfo,
     ImageSet,
     InputError,

@@ -20,10 +20,10 @@ ROOT = Path(__file__).resolve().parents[2]
 if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
     sys.path.insert(0, str(ROOT))
 
-import yaml  # noqa: E402
-from mmengine.config import Config, DictAction  # noqa: E402
+import yaml
+from mmengine.config import Config, DictAction
 
-from mmseg_fusion.analysis.counting import Counts, count, human, read_config  # noqa: E402
+from mmseg_fusion.analysis.counting import Counts, count, human, read_config
 
 COUNTED = (
     'FLOPs are multiply-adds of convolutions, linear layers, matrix and attention products;\n'

@@ -21,19 +21,19 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import (  # noqa: E402  isort: skip
+from mmseg_fusion.cli import (  # isort: skip
     add_models,
     check_at_least,
     check_models,
 )
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from mmengine.config import DictAction  # noqa: E402
-from mmengine.logging import MMLogger  # noqa: E402
-from prettytable import PrettyTable  # noqa: E402
+import numpy as np
+import torch
+from mmengine.config import DictAction
+from mmengine.logging import MMLogger
+from prettytable import PrettyTable
 
-from mmseg_fusion.analysis.layer_features import (  # noqa: E402
+from mmseg_fusion.analysis.layer_features import (
     ImageSet,
     InputError,
     Observation,
@@ -42,7 +42,7 @@ from mmseg_fusion.analysis.layer_features import (  # noqa: E402
     load_observed,
     observe,
 )
-from mmseg_fusion.analysis.pixel_relation import (  # noqa: E402
+from mmseg_fusion.analysis.pixel_relation import (
     SIMILARITY_NAMES,
     Point,
     automatic_points,

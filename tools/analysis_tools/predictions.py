@@ -18,13 +18,13 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import add_models, check_at_least, check_models  # noqa: E402  isort: skip
+from mmseg_fusion.cli import add_models, check_at_least, check_models  # isort: skip
 
-import torch  # noqa: E402
-from mmengine.config import DictAction  # noqa: E402
-from mmengine.logging import MMLogger  # noqa: E402
+import torch
+from mmengine.config import DictAction
+from mmengine.logging import MMLogger
 
-from mmseg_fusion.analysis.layer_features import (  # noqa: E402
+from mmseg_fusion.analysis.layer_features import (
     ImageSet,
     InputError,
     batches,
@@ -33,7 +33,7 @@ from mmseg_fusion.analysis.layer_features import (  # noqa: E402
     load_observed,
     observe,
 )
-from mmseg_fusion.analysis.predictions import Predictions, draw_predictions, right  # noqa: E402
+from mmseg_fusion.analysis.predictions import Predictions, draw_predictions, right
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -19,7 +19,7 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import (  # noqa: E402  isort: skip
+from mmseg_fusion.cli import (  # isort: skip
     add_models,
     check_at_least,
     check_checkpoint,
@@ -28,18 +28,18 @@ from mmseg_fusion.cli import (  # noqa: E402  isort: skip
     check_models,
 )
 
-import torch  # noqa: E402
-from mmengine.config import DictAction  # noqa: E402
-from mmengine.logging import MMLogger  # noqa: E402
-from prettytable import PrettyTable  # noqa: E402
+import torch
+from mmengine.config import DictAction
+from mmengine.logging import MMLogger
+from prettytable import PrettyTable
 
-from mmseg_fusion.analysis.layer_features import (  # noqa: E402
+from mmseg_fusion.analysis.layer_features import (
     ImageSet,
     InputError,
     batches,
     load_segmentor,
 )
-from mmseg_fusion.analysis.rate_maps import (  # noqa: E402
+from mmseg_fusion.analysis.rate_maps import (
     draw_rate_maps,
     find_pyramid,
     rate_maps,

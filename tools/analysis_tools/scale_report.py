@@ -17,14 +17,14 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_checkpoint, exits_on_input_error, read_config  # noqa: E402  isort: skip
+from mmseg_fusion.cli import check_checkpoint, exits_on_input_error, read_config  # isort: skip
 
-import torch  # noqa: E402
-from mmengine.config import DictAction  # noqa: E402
-from mmengine.logging import MMLogger  # noqa: E402
-from prettytable import PrettyTable  # noqa: E402
+import torch
+from mmengine.config import DictAction
+from mmengine.logging import MMLogger
+from prettytable import PrettyTable
 
-from mmseg_fusion.analysis.scale_report import (  # noqa: E402
+from mmseg_fusion.analysis.scale_report import (
     draw_report,
     model_and_batches,
     report_rows,

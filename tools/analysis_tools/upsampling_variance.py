@@ -21,10 +21,10 @@ ROOT = Path(__file__).resolve().parents[2]
 if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
     sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
-from mmengine.utils import ProgressBar  # noqa: E402
+import torch
+from mmengine.utils import ProgressBar
 
-from mmseg_fusion.analysis.upsampling import (  # noqa: E402
+from mmseg_fusion.analysis.upsampling import (
     FEATURE_VARIANCE,
     Measurement,
     interior_variance_ratio,

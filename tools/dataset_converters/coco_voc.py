@@ -24,11 +24,11 @@ ROOT = Path(__file__).resolve().parents[2]
 if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
     sys.path.insert(0, str(ROOT))
 
-from mmseg_fusion.cli import check_at_least, whole_file  # noqa: E402  isort: skip
+from mmseg_fusion.cli import check_at_least, whole_file  # isort: skip
 
-import numpy as np  # noqa: E402
-from mmengine.utils import track_parallel_progress, track_progress  # noqa: E402
-from PIL import Image, PngImagePlugin  # noqa: E402
+import numpy as np
+from mmengine.utils import track_parallel_progress, track_progress
+from PIL import Image, PngImagePlugin
 
 #: COCO's name of each of VOC's classes, in VOC's order; the first has the id 1.
 VOC_OF_COCO = {

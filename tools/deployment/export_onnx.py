@@ -31,23 +31,23 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_checkpoint, exits_on_input_error, read_config  # noqa: E402  isort: skip
+from mmseg_fusion.cli import check_checkpoint, exits_on_input_error, read_config  # isort: skip
 
-import torch  # noqa: E402
-from mmengine.config import Config, DictAction  # noqa: E402
-from mmengine.logging import MMLogger  # noqa: E402
-from mmengine.model import revert_sync_batchnorm  # noqa: E402
-from mmengine.registry import init_default_scope  # noqa: E402
-from mmseg.models.utils import resize  # noqa: E402
-from mmseg.registry import MODELS  # noqa: E402
-from packaging.version import Version  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.nn.modules.batchnorm import _BatchNorm  # noqa: E402
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import init_default_scope
+from mmseg.models.utils import resize
+from mmseg.registry import MODELS
+from packaging.version import Version
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmseg_fusion.analysis.counting import forget_pretrained  # noqa: E402
-from mmseg_fusion.checkpoints import fit, read_checkpoint  # noqa: E402
-from mmseg_fusion.models.layers import KernelSharingAtrousConv  # noqa: E402
-from mmseg_fusion.models.segmentors import merge_car  # noqa: E402
+from mmseg_fusion.analysis.counting import forget_pretrained
+from mmseg_fusion.checkpoints import fit, read_checkpoint
+from mmseg_fusion.models.layers import KernelSharingAtrousConv
+from mmseg_fusion.models.segmentors import merge_car
 
 Exporter = Literal['torchscript', 'dynamo']
 PACKAGES = ('onnx', 'onnxruntime')

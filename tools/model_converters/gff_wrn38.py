@@ -18,15 +18,15 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import CONFIGS, check_checkpoint, exits_on_input_error, whole_file  # noqa: E402  isort: skip
+from mmseg_fusion.cli import CONFIGS, check_checkpoint, exits_on_input_error, whole_file  # isort: skip
 
-import torch  # noqa: E402
-from mmengine.config import Config  # noqa: E402
-from mmseg.registry import MODELS  # noqa: E402
-from wider_resnet import backbone_state, parse_args  # noqa: E402
+import torch
+from mmengine.config import Config
+from mmseg.registry import MODELS
+from wider_resnet import backbone_state, parse_args
 
-import mmseg_fusion.models  # noqa: E402, F401
-from mmseg_fusion.checkpoints import read_checkpoint, some, weights_of  # noqa: E402
+import mmseg_fusion.models  # noqa: F401
+from mmseg_fusion.checkpoints import read_checkpoint, some, weights_of
 
 #: The parameter by which the head is found in a checkpoint.
 FIRST = 'gff_head.d_in1.0.weight'

@@ -17,19 +17,19 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_checkpoint, exits_on_input_error, read_config  # noqa: E402  isort: skip
+from mmseg_fusion.cli import check_checkpoint, exits_on_input_error, read_config  # isort: skip
 
-import torch  # noqa: E402
-from mmengine.config import Config, DictAction  # noqa: E402
-from mmengine.model.utils import revert_sync_batchnorm  # noqa: E402
-from mmengine.registry import init_default_scope  # noqa: E402
-from mmengine.runner import save_checkpoint  # noqa: E402
-from mmengine.runner.checkpoint import weights_to_cpu  # noqa: E402
-from mmseg.registry import MODELS  # noqa: E402
-from torch import nn  # noqa: E402
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.model.utils import revert_sync_batchnorm
+from mmengine.registry import init_default_scope
+from mmengine.runner import save_checkpoint
+from mmengine.runner.checkpoint import weights_to_cpu
+from mmseg.registry import MODELS
+from torch import nn
 
-from mmseg_fusion.checkpoints import check_finite, read_checkpoint, weights_of  # noqa: E402
-from mmseg_fusion.models.segmentors import CAREncoderDecoder, merge_car  # noqa: E402
+from mmseg_fusion.checkpoints import check_finite, read_checkpoint, weights_of
+from mmseg_fusion.models.segmentors import CAREncoderDecoder, merge_car
 
 #: An image that every model takes which the training crop fits.
 SQUARE = (512, 512)

@@ -23,13 +23,13 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_checkpoint, exits_on_input_error  # noqa: E402  isort: skip
+from mmseg_fusion.cli import check_checkpoint, exits_on_input_error  # isort: skip
 
-import torch  # noqa: E402
-from mmengine.runner import save_checkpoint  # noqa: E402
+import torch
+from mmengine.runner import save_checkpoint
 
-from mmseg_fusion.checkpoints import read_checkpoint, some, weights_of  # noqa: E402
-from mmseg_fusion.models.backbones.wider_resnet import WiderResNet  # noqa: E402
+from mmseg_fusion.checkpoints import read_checkpoint, some, weights_of
+from mmseg_fusion.models.backbones.wider_resnet import WiderResNet
 
 #: The parameter by which the backbone is found in a checkpoint.
 FIRST = 'mod1.conv1.weight'
