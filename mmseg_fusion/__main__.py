@@ -36,7 +36,10 @@ def missing_dependencies() -> list[str]:
 
 
 def versions(kind: str) -> list[tuple[str, str, str]]:
-    """One row (distribution, version found, version tested) per package of the stack."""
+    """One row (distribution, version found, version tested) per package of the stack.
+
+    A full mmcv in the place of mmcv-lite has a row of its own name, with the pin that it replaces.
+    """
     tested = tested_versions(kind)
     instead = {'mmcv-lite': ('mmcv', 'mmcv-lite'), 'mmengine': ('mmengine', 'mmengine-lite')}
     text = (compat.REQUIREMENTS / f'{kind}.txt').read_text(encoding='utf-8')
@@ -44,8 +47,11 @@ def versions(kind: str) -> list[tuple[str, str, str]]:
     rows = [('python', platform.python_version(), tried.group(1) if tried else '')]
     for name in dict.fromkeys((*tested, *DEPENDENCIES)):
         found = compat.installed(instead.get(name, (name,)))
+        pin = tested.get(name, '')
+        if found and name not in found:  # the row is named as what is there, the pin as what it is
+            name, pin = next(iter(found)), f'{name} {pin}'
         text = ', '.join(v if n == name else f'{n} {v}' for n, v in found.items())
-        rows.append((name, text or '-', tested.get(name, '')))
+        rows.append((name, text or '-', pin))
     return rows
 
 

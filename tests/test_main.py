@@ -83,6 +83,25 @@ def test_the_report_where_all_is_there():
     assert 'pip install' not in result.stdout
 
 
+@pytest.mark.parametrize('other', ['mmcv', 'mmengine-lite'])
+def test_what_stands_in_for_a_pinned_package_has_a_row_of_its_own(monkeypatch, other):
+    pinned = {'mmcv': 'mmcv-lite', 'mmengine-lite': 'mmengine'}[other]
+    tested = report.tested_versions('openmmlab')[pinned]
+
+    def rows(versions):
+        def lookup(names):
+            return {n: versions[n] for n in names if n in versions}
+
+        monkeypatch.setattr(compat, 'installed', lookup)
+        return report.versions('openmmlab')
+
+    assert (other, '2.0.9', f'{pinned} {tested}') in rows({other: '2.0.9'})
+    assert (pinned, '2.0.8', tested) in rows({pinned: '2.0.8'})
+    assert (pinned, '-', tested) in rows({})
+    both = {'mmcv': 'mmcv 2.0.9, 2.0.8', 'mmengine-lite': '2.0.8, mmengine-lite 2.0.9'}[other]
+    assert (pinned, both, tested) in rows({other: '2.0.9', pinned: '2.0.8'})
+
+
 @pytest.mark.stack
 def test_a_missing_package_gives_the_command_and_no_traceback(site):
     remove(site, 'mmseg')
