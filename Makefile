@@ -16,10 +16,10 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/installed
 TESTED := $(VENV)/installed-for-tests
 
-.PHONY: help install demo test test-stack lint format docs wheel clean
+.PHONY: help install demo test test-stack matrix lint format docs wheel clean
 
 help:
-	@sed -n '1,4s/^# \{0,1\}//p' Makefile; echo "targets: install demo test test-stack lint format docs wheel clean"
+	@sed -n '1,4s/^# \{0,1\}//p' Makefile; echo "targets: install demo test test-stack matrix lint format docs wheel clean"
 
 $(STAMP): requirements/$(STACK).txt pyproject.toml
 	@test -f requirements/$(STACK).txt || { echo "unknown STACK=$(STACK); there are: $(basename $(notdir $(wildcard requirements/*.txt)))"; exit 2; }
@@ -48,6 +48,10 @@ test: $(TESTED)
 test-stack: $(TESTED)
 	$(BIN)/python -m pytest -n 2 -m stack $(ARGS)
 
+# Other Pythons and torches, as far as there are interpreters; GBs of downloads. Fills docs/compatibility.md.
+matrix: $(STAMP)
+	$(BIN)/python -m nox -s tests table -- $(if $(ARGS),$(ARGS),-m stack)
+
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -65,4 +69,4 @@ wheel: $(STAMP)
 	$(BIN)/python -m build --wheel
 
 clean:
-	rm -rf .venv .venv-* build dist work_dirs docs/_build .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* .nox build dist work_dirs docs/_build .pytest_cache .ruff_cache .hypothesis
