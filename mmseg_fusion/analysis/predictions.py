@@ -1,17 +1,23 @@
-"""Predictions of several models beside the truth, and where two of them differ."""
+"""Predictions of several models beside the truth, and what the second of two gains and loses.
+
+Figures 1, 4, 5 and 8 of GFF (arXiv 1904.01803) show the pixels that GFF has right and PSPNet has
+wrong ("refined parts"). Here the pixels that it has wrong and PSPNet right are shown with them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+from prettytable import PrettyTable
 
 from .layer_features import IGNORE, DataInfo
 
-#: Of the pixels that only the first, or only the second, of two models has right.
+#: Of pixels that are lost: only the first of two models has them right; and of those gained.
 FIRST, SECOND = (214, 39, 40), (31, 119, 180)
 
 
@@ -38,6 +44,166 @@ def right(prediction: np.ndarray, label: np.ndarray) -> float:
     return float((prediction == label)[labelled].mean()) if labelled.any() else float('nan')
 
 
+@dataclass(frozen=True)
+class Gain:
+    """What a second model gains and loses against a first, by the class of the truth.
+
+    Attributes:
+        labelled: (K,) pixels that have a label.
+        gained: (K,) those of them that the second model alone has right.
+        lost: (K,) those that the first model alone has right.
+    """
+
+    labelled: np.ndarray
+    gained: np.ndarray
+    lost: np.ndarray
+
+    def __add__(self, other: Gain) -> Gain:
+        return Gain(
+            self.labelled + other.labelled, self.gained + other.gained, self.lost + other.lost
+        )
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Gained and lost, as shares of the labelled pixels; nan where there are none."""
+        total = int(self.labelled.sum())
+        if not total:
+            return float('nan'), float('nan')
+        return int(self.gained.sum()) / total, int(self.lost.sum()) / total
+
+    @property
+    def net(self) -> float:
+        """Gained less lost: how much more of the labelled pixels the second model has right."""
+        gained, lost = self.shares
+        return gained - lost
+
+
+def gained_and_lost(
+    first: np.ndarray, second: np.ndarray, label: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where only the second, and where only the first of two predictions is right.
+
+    Args:
+        first: (H, W) class ids.
+        second: likewise.
+        label: likewise; pixels of 255 are neither.
+
+    Returns:
+        Two masks (H, W): gained and lost.
+    """
+    labelled = label != IGNORE
+    a, b = first == label, second == label
+    return labelled & b & ~a, labelled & a & ~b
+
+
+def count_gain(first: np.ndarray, second: np.ndarray, label: np.ndarray, num_classes: int) -> Gain:
+    """Counts :func:`gained_and_lost` by the class of the truth.
+
+    Args:
+        first: (H, W) class ids.
+        second: likewise.
+        label: likewise, below ``num_classes``; pixels of 255 are not counted.
+        num_classes: K, number of classes.
+    """
+    masks = (label != IGNORE, *gained_and_lost(first, second, label))
+    return Gain(
+        *(np.bincount(label[mask].astype(np.int64), minlength=num_classes) for mask in masks)
+    )
+
+
+@dataclass(frozen=True)
+class GainSummary:
+    """Gain and loss over a set of images; images without a labelled pixel are left out.
+
+    Attributes:
+        total: counts over all images.
+        images: number of images.
+        gained: mean over the images of the share that is gained.
+        lost: likewise, lost.
+        better: images on which more is gained than lost.
+        worse: images on which more is lost than gained.
+    """
+
+    total: Gain
+    images: int
+    gained: float
+    lost: float
+    better: int
+    worse: int
+
+    @property
+    def net(self) -> float:
+        """Mean over the images of what is gained less what is lost."""
+        return self.gained - self.lost
+
+    @classmethod
+    def of(cls, gains: Sequence[Gain]) -> GainSummary:
+        """Over images.
+
+        Args:
+            gains: one per image.
+
+        Raises:
+            ValueError: no image has a labelled pixel.
+        """
+        gains = [g for g in gains if g.labelled.any()]
+        if not gains:
+            raise ValueError('expected an image with labelled pixels, got none')
+        shares = np.array([g.shares for g in gains])
+        net = [int(g.gained.sum()) - int(g.lost.sum()) for g in gains]
+        return cls(
+            sum(gains[1:], gains[0]),
+            len(gains),
+            *shares.mean(0).tolist(),
+            sum(n > 0 for n in net),
+            sum(n < 0 for n in net),
+        )
+
+    def table(self, classes: Sequence[str]) -> str:
+        """Gained and lost per class of the truth, in per cent of its pixels, as text.
+
+        Args:
+            classes: their names; those without a pixel are left out.
+        """
+        table = PrettyTable(['class', '% of pixels', '% gained', '% lost', 'net'])
+        table.align = 'r'
+        table.align['class'] = 'l'
+        labelled = self.total.labelled
+        rows = zip(classes, labelled, self.total.gained, self.total.lost)
+        for name, pixels, gained, lost in rows:
+            if pixels:
+                cells = (100 * pixels / labelled.sum(), 100 * gained / pixels, 100 * lost / pixels)
+                net = 100 * (int(gained) - int(lost)) / int(pixels)
+                table.add_row([name, *(f'{cell:.2f}' for cell in cells), f'{net:+.2f}'])
+        return table.get_string()
+
+
+def largest_gains(
+    views: Iterable[Predictions], num_classes: int, count: int
+) -> tuple[list[Predictions], list[Gain]]:
+    """The images on which the second of two models gains most, and what it gains on each of all.
+
+    Args:
+        views: of two models each; gone through once, and no more than ``count`` are kept.
+        num_classes: number of classes.
+        count: how many to choose.
+
+    Returns:
+        The chosen images, the largest :attr:`Gain.net` first and the earlier one where they are
+        equal; and a :class:`Gain` per image, in the order of ``views``.
+    """
+    gains: list[Gain] = []
+
+    def counted() -> Iterable[tuple[float, Predictions]]:
+        for view in views:
+            gains.append(count_gain(*view.predictions, view.label, num_classes))
+            # An image without labelled pixels comes last.
+            yield (gains[-1].net if gains[-1].labelled.any() else -2.0), view
+
+    chosen = heapq.nlargest(count, counted(), key=lambda pair: pair[0])
+    return [view for _, view in chosen], gains
+
+
 def compared(first: np.ndarray, second: np.ndarray, label: np.ndarray) -> np.ndarray:
     """A picture of the pixels that only one of two predictions has right.
 
@@ -50,25 +216,33 @@ def compared(first: np.ndarray, second: np.ndarray, label: np.ndarray) -> np.nda
         (H, W, 3): :data:`FIRST` where ``first`` alone is right, :data:`SECOND` where ``second``
         alone is, light grey where both are, dark grey where none is.
     """
-    a, b = first == label, second == label
+    gained, lost = gained_and_lost(first, second, label)
     picture = np.full((*label.shape, 3), 225, np.uint8)
-    picture[~a & ~b] = 140
-    picture[a & ~b] = FIRST
-    picture[b & ~a] = SECOND
+    picture[(first != label) & (second != label)] = 140
+    picture[lost] = FIRST
+    picture[gained] = SECOND
     picture[label == IGNORE] = 255
     return picture
 
 
 def draw_predictions(
-    found: Sequence[Predictions], names: Sequence[str], info: DataInfo, path: str | Path
+    found: Sequence[Predictions],
+    names: Sequence[str],
+    info: DataInfo,
+    path: str | Path,
+    title: str = '',
 ) -> None:
     """A row per image: image, truth, a prediction per model, and of two models where they differ.
+
+    Where there are two, the last picture has what the second one gains and what it loses, and the
+    shares of both stand below.
 
     Args:
         found: one entry per image.
         names: of the models.
         info: of the data set: classes and colours.
         path: PNG file to write.
+        title: a line above it all.
 
     Raises:
         ValueError: there is nothing to draw.
@@ -83,7 +257,7 @@ def draw_predictions(
     colours = np.full((IGNORE + 1, 3), 255, np.uint8)
     colours[: len(info.palette)] = info.palette
     two = len(names) == 2
-    titles = ['image', 'truth', *names] + ['right in one alone'] * two
+    titles = ['image', 'truth', *names] + ['gained and lost'] * two
     ratio = found[0].label.shape[0] / found[0].label.shape[1]
     figure = Figure(
         figsize=(2.4 * len(titles), (2.4 * ratio + 0.25) * len(found) + 0.9), layout='constrained'
@@ -97,7 +271,10 @@ def draw_predictions(
         if two:
             pictures.append(compared(*view.predictions, view.label))
         shares = [f'{100 * right(p, view.label):.1f} % right' for p in view.predictions]
-        below = [Path(view.path).name, '', *shares, '']
+        below = [Path(view.path).name, '', *shares]
+        if two:
+            gained, lost = count_gain(*view.predictions, view.label, len(info.classes)).shares
+            below.append(f'{100 * gained:.1f} % gained, {100 * lost:.1f} % lost')
         for ax, picture, title, text in zip(axes[number], pictures, titles, below):
             ax.imshow(picture, interpolation='none')
             ax.set(xticks=[], yticks=[])
@@ -113,9 +290,12 @@ def draw_predictions(
     if IGNORE in shown:
         handles.append(Patch(facecolor='white', edgecolor='0.4', label='unlabelled'))
     if two:
-        for name, colour in zip(names, (FIRST, SECOND)):
-            handles.append(Patch(facecolor=np.array(colour) / 255, label=f'only {name} is right'))
+        for what, name, colour in zip(('lost', 'gained'), names, (FIRST, SECOND)):
+            label = f'{what}: only {name} is right'
+            handles.append(Patch(facecolor=np.array(colour) / 255, label=label))
         handles.append(Patch(facecolor='0.88', label='both are right'))
         handles.append(Patch(facecolor='0.55', label='none is right'))
+    if title:
+        figure.suptitle(title, fontsize=9)
     figure.legend(handles=handles, loc='outside lower center', ncols=8, fontsize=7, frameon=False)
     figure.savefig(path, dpi=72)

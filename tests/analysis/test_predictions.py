@@ -13,9 +13,12 @@ from mmseg_fusion.analysis.layer_features import DataInfo
 from mmseg_fusion.analysis.predictions import (
     FIRST,
     SECOND,
+    GainSummary,
     Predictions,
     compared,
+    count_gain,
     draw_predictions,
+    largest_gains,
     right,
 )
 
@@ -37,6 +40,89 @@ def test_compared() -> None:
     assert both == [225] * 3
     assert none == [140] * 3
     assert unlabelled == [255] * 3
+
+
+def random_views(count: int, classes: int = 4, seed: int = 0) -> list[Predictions]:
+    """Two models that are right about half the time; the last class is in no label."""
+    random = np.random.default_rng(seed)
+    views = []
+    for i in range(count):
+        # The first has nothing labelled.
+        label = random.choice([*range(classes - 1), 255], (5, 7)) if i else np.full((5, 7), 255)
+        pair = (
+            np.where(random.random((5, 7)) < p, label, random.integers(0, classes, (5, 7)))
+            for p in random.random(2)
+        )
+        views.append(Predictions(f'{i}.png', np.zeros((5, 7, 3), np.uint8), label, tuple(pair)))
+    return views
+
+
+def naive(view: Predictions, classes: int = 4) -> tuple[list[int], list[int], list[int]]:
+    """Pixel by pixel: labelled, gained and lost per class."""
+    labelled, gained, lost = ([0] * classes for _ in range(3))
+    a, b = view.predictions
+    for y, x in np.ndindex(view.label.shape):
+        c = int(view.label[y, x])
+        if c != 255:
+            labelled[c] += 1
+            gained[c] += int(b[y, x] == c and a[y, x] != c)
+            lost[c] += int(a[y, x] == c and b[y, x] != c)
+    return labelled, gained, lost
+
+
+def test_gained_and_lost_pixel_by_pixel() -> None:
+    views = random_views(12)
+    for view in views:
+        found = count_gain(*view.predictions, view.label, 4)
+        labelled, gained, lost = naive(view)
+        assert (found.labelled.tolist(), found.gained.tolist()) == (labelled, gained)
+        assert found.lost.tolist() == lost
+        if sum(labelled):
+            assert found.shares == pytest.approx(
+                (sum(gained) / sum(labelled), sum(lost) / sum(labelled))
+            )
+            # What is gained less what is lost is the difference of what is right.
+            a, b = (right(p, view.label) for p in view.predictions)
+            assert found.net == pytest.approx(b - a)
+        else:
+            assert all(map(math.isnan, (*found.shares, found.net)))
+
+
+def test_summary_over_images() -> None:
+    views = random_views(12)
+    summary = GainSummary.of([count_gain(*v.predictions, v.label, 4) for v in views])
+    rows = [[sum(part) for part in naive(v)] for v in views[1:]]
+    assert summary.images == 11
+    assert summary.gained == pytest.approx(sum(g / n for n, g, _ in rows) / 11)
+    assert summary.lost == pytest.approx(sum(x / n for n, _, x in rows) / 11)
+    assert summary.net == pytest.approx(sum((g - x) / n for n, g, x in rows) / 11)
+    assert summary.better == sum(g > x for _, g, x in rows)
+    assert summary.worse == sum(g < x for _, g, x in rows)
+    assert min(summary.better, summary.worse) > 0
+    sums = [np.sum([naive(v)[i] for v in views], 0) for i in range(3)]
+    lines = summary.table('abcd').splitlines()
+    assert len(lines) == 4 + 3  # no row for the class without a pixel
+    for line, name, n, g, x in zip(lines[3:], 'abc', *sums):
+        cells = [cell.strip() for cell in line.strip('|').split('|')]
+        assert cells[0] == name
+        expected = [100 * n / sum(sums[0]), 100 * g / n, 100 * x / n, 100 * (g - x) / n]
+        assert [float(c) for c in cells[1:]] == pytest.approx(expected, abs=0.0051)
+    with pytest.raises(ValueError, match='labelled pixels, got none'):
+        GainSummary.of([count_gain(*views[0].predictions, views[0].label, 4)])
+
+
+def test_largest_gains_are_those_of_a_sort() -> None:
+    views = random_views(30)
+    chosen, gains = largest_gains(iter(views), 4, 5)
+    net = []
+    for labelled, gained, lost in map(naive, views):
+        net.append((sum(gained) - sum(lost)) / sum(labelled) if sum(labelled) else -math.inf)
+    order = sorted(range(30), key=lambda i: -net[i])
+    assert [v.path for v in chosen] == [f'{i}.png' for i in order[:5]]
+    assert len(gains) == 30
+    assert [g.net for g in gains[1:]] == pytest.approx(net[1:])
+    # Fewer images than asked for: all of them, the one without a label last.
+    assert [v.path for v in largest_gains(views[:3], 4, 9)[0]][-1] == '0.png'
 
 
 @pytest.mark.parametrize('models', [1, 2, 3])
