@@ -275,12 +275,12 @@ def draw_predictions(
         if two:
             gained, lost = count_gain(*view.predictions, view.label, len(info.classes)).shares
             below.append(f'{100 * gained:.1f} % gained, {100 * lost:.1f} % lost')
-        for ax, picture, title, text in zip(axes[number], pictures, titles, below):
+        for ax, picture, head, text in zip(axes[number], pictures, titles, below):
             ax.imshow(picture, interpolation='none')
             ax.set(xticks=[], yticks=[])
             ax.set_xlabel(text, fontsize=8)
             if number == 0:
-                ax.set_title(title, fontsize=9)
+                ax.set_title(head, fontsize=9)
     shown = sorted({int(c) for v in found for a in (v.label, *v.predictions) for c in np.unique(a)})
     handles = [
         Patch(facecolor=np.array(info.palette[c]) / 255, edgecolor='0.4', label=info.classes[c])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from matplotlib import rcParams
 
 from mmseg_fusion.analysis.layer_features import DataInfo
 from mmseg_fusion.analysis.predictions import (
@@ -140,6 +142,24 @@ def test_draws_every_model(models: int, tmp_path: Path) -> None:
     colours = {tuple(c) for c in picture.reshape(-1, 3).tolist()}
     assert {*INFO.palette, (128, 128, 128)} <= colours
     assert ({FIRST, SECOND} <= colours) == (models == 2)
+
+
+@pytest.mark.parametrize('title', ['', 'a line above'])
+def test_words_on_the_picture(title: str, tmp_path: Path, monkeypatch) -> None:
+    """Read from the vector form, in which words stay words."""
+    monkeypatch.setitem(rcParams, 'svg.fonttype', 'none')
+    label = np.array([[0] * 6 + [1, 1, 255, 255]])
+    first, second = np.array([[0, 0, 1, 1, 1] + [0] * 5]), np.array([[1, 0, 0, 0, 0] + [0] * 5])
+    view = Predictions('x.png', np.zeros((1, 10, 3), np.uint8), label, (first, second))
+    draw_predictions([view], ['old', 'new'], INFO, tmp_path / 'x.svg', title)
+    found = re.findall(r'<text[^>]*>([^<]*)</text>', (tmp_path / 'x.svg').read_text())
+    # 8 pixels have a label: 3 are gained, 1 is lost.
+    expected = [
+        *['image', 'truth', 'old', 'new', 'gained and lost', 'x.png', '37.5 % right'],
+        *['62.5 % right', '37.5 % gained, 12.5 % lost', 'lost: only old is right'],
+        *['gained: only new is right', 'both are right', 'none is right', 'a', 'b', 'unlabelled'],
+    ]
+    assert sorted(found) == sorted(expected + [title] * bool(title))
 
 
 def test_nothing_to_draw(tmp_path: Path) -> None:
