@@ -13,7 +13,7 @@ from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
-from mmseg.utils import SampleList
+from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -22,12 +22,13 @@ from ..layers.headless import build_headless, check_head, feature_of, with_level
 from ..layers.levels import check_levels
 
 
-def _in_order(names: Sequence[str], args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
-    """Arguments of a decode head, plain (without the first name) or cascaded, by place or name."""
-    unknown = set(kwargs) - set(names)
-    if unknown:
-        raise TypeError(f'HFGDHead: unexpected arguments {sorted(unknown)}, expected {names}')
-    return [*args, *(kwargs[name] for name in names if name in kwargs)]
+def _refines(args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether these are the arguments of a head that refines the prediction of another one.
+
+    They begin with that prediction, and there are three of them; those of a plain head begin with
+    the list of samples, and there are two.
+    """
+    return 'prev_output' in kwargs or len(args) > 2 or isinstance(next(iter(args), None), Tensor)
 
 
 @MODELS.register_module()
@@ -239,19 +240,37 @@ class HFGDHead(BaseDecodeHead):
 
     def loss(self, inputs: Sequence[Tensor], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Losses of student and teacher; arguments as a plain or as a cascaded decode head."""
-        names = ('prev_output', 'batch_data_samples', 'train_cfg')
-        *previous, samples, _ = _in_order(names, args, kwargs)
+        form = self._loss_refining if _refines(args, kwargs) else self._loss_alone
+        return form(inputs, *args, **kwargs)
+
+    def _loss_alone(
+        self, inputs: Sequence[Tensor], batch_data_samples: SampleList, train_cfg: ConfigType
+    ) -> dict[str, Tensor]:
+        return self._losses(inputs, (), batch_data_samples)
+
+    def _loss_refining(
+        self,
+        inputs: Sequence[Tensor],
+        prev_output: Tensor,
+        batch_data_samples: SampleList,
+        train_cfg: ConfigType,
+    ) -> dict[str, Tensor]:
+        return self._losses(inputs, (prev_output,), batch_data_samples)
+
+    def _losses(
+        self, inputs: Sequence[Tensor], previous: Sequence[Tensor], samples: SampleList
+    ) -> dict[str, Tensor]:
         high, own = self._high(inputs, previous, samples)
-        found = {}
+        of_teacher = {}
         if self.guidance:
             # Before the upsampler runs: one that works in place would change what the teacher sees.
             teacher = high if self.teacher_conv is None else self.teacher_conv(high)
             for name, value in self.loss_by_feat(self.cls_seg(teacher), samples).items():
                 weight = self.teacher_loss_weight if 'loss' in name else 1
-                found[f'teacher_{name}'] = weight * value
+                of_teacher[f'teacher_{name}'] = weight * value
         student, more = self._student(inputs, high, samples)
         losses = self.loss_by_feat(self._classified(student), samples)
-        losses.update({**own, **more, **found})
+        losses.update({**own, **more, **of_teacher})
         # To the teacher's where there is one: the student's moves nothing of the backbone.
         last = [name for name in losses if 'loss' in name][-1]
         losses[last] = losses[last] + self._nothing(inputs)
@@ -268,7 +287,20 @@ class HFGDHead(BaseDecodeHead):
         return sum(x.flatten()[:0].sum() for x in self._transform_inputs(inputs))
 
     def predict(self, inputs: Sequence[Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """The student's logits at the size of the image."""
-        names = ('prev_output', 'batch_img_metas', 'test_cfg')
-        *previous, metas, _ = _in_order(names, args, kwargs)
-        return self.predict_by_feat(self.forward(inputs, *previous), metas)
+        """The student's logits at the size of the image; arguments as for :meth:`loss`."""
+        form = self._predict_refining if _refines(args, kwargs) else self._predict_alone
+        return form(inputs, *args, **kwargs)
+
+    def _predict_alone(
+        self, inputs: Sequence[Tensor], batch_img_metas: list[dict], test_cfg: ConfigType
+    ) -> Tensor:
+        return self.predict_by_feat(self.forward(inputs), batch_img_metas)
+
+    def _predict_refining(
+        self,
+        inputs: Sequence[Tensor],
+        prev_output: Tensor,
+        batch_img_metas: list[dict],
+        test_cfg: ConfigType,
+    ) -> Tensor:
+        return self.predict_by_feat(self.forward(inputs, prev_output), batch_img_metas)

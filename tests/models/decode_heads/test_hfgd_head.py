@@ -622,8 +622,41 @@ def test_arguments_by_place_or_by_name():
         plain.predict(inputs, test_cfg=Config(), batch_img_metas=metas),
         plain.predict(inputs, metas, Config()),
     )
-    with pytest.raises(TypeError, match=r"unexpected arguments \['samples'\]"):
+    # Python's own words: it binds them.
+    with pytest.raises(TypeError, match="unexpected keyword argument 'samples'"):
         plain.loss(inputs, samples=samples, train_cfg=Config())
+
+
+def test_no_encoder_of_a_cascade_behind_another_head():
+    """The prediction of the head in front is not needed then, whatever it is."""
+    head, inputs = build().eval(), double()
+    samples, metas = toy_samples(5, SIZE), [dict(img_shape=SIZE, pad_shape=SIZE)] * 2
+    losses = head.loss(inputs, samples, Config())
+    for coarse in (torch.randn(2, 5, 3, 3), [torch.randn(2, 5, 3, 3)]):
+        behind = head.loss(inputs, coarse, samples, Config())
+        torch.testing.assert_close(behind, losses, rtol=0, atol=0)
+        assert torch.equal(
+            head.predict(inputs, coarse, metas, Config()), head.predict(inputs, metas, Config())
+        )
+
+
+@pytest.mark.parametrize('method', ['loss', 'predict'])
+@pytest.mark.parametrize('behind', [False, True], ids=['alone', 'behind another head'])
+def test_no_argument_takes_the_place_of_another(method, behind):
+    """Each was bound without a word before, and the wrong one was used."""
+    head = build(encoder=dict(type='OCRHead', ocr_channels=6) if behind else ENCODER)
+    call, inputs, batch = getattr(head, method), double(), object()
+    coarse = torch.randn(2, 5, 3, 3, dtype=torch.float64)
+    first = (coarse,) if behind else ()
+    cfg = 'train_cfg' if method == 'loss' else 'test_cfg'
+    with pytest.raises(TypeError, match=f"multiple values for argument '{cfg}'"):
+        call(inputs, *first, batch, Config(), **{cfg: Config()})
+    with pytest.raises(TypeError, match="multiple values for argument 'prev_output'"):
+        call(inputs, batch, prev_output=coarse, **{cfg: Config()})
+    with pytest.raises(TypeError, match="multiple values for argument 'prev_output'"):
+        call(inputs, batch, Config(), prev_output=coarse)
+    with pytest.raises(TypeError, match=f"missing 1 required positional argument: '{cfg}'"):
+        call(inputs, *first, batch)
 
 
 def test_the_names_in_the_log():
