@@ -48,7 +48,7 @@ def run_python(
     code: str, path: tuple[Path, ...] = (), check: bool = True, **env: str
 ) -> subprocess.CompletedProcess:
     """Runs ``code`` in a fresh interpreter that sees no GPU, with ``path`` first on its path."""
-    root = Path(compat.__file__).parents[1]
+    root = Path(compat.__file__).parents[2]
     full = dict(os.environ, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1', **env)
     full['PYTHONPATH'] = os.pathsep.join(map(str, [*path, root]))
     full.pop('PYTEST_XDIST_WORKER', None)

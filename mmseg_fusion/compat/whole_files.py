@@ -1,0 +1,57 @@
+"""A checkpoint that a kill, or a full disk, does not leave in part under its name.
+
+mmengine 0.10.7 writes in place. Ends with an mmengine whose LocalBackend writes beside the name and
+renames.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from pathlib import Path
+
+from .quirk import Quirk
+
+
+def checkpoints_whole() -> Quirk | None:
+    """A checkpoint is at its name once it is complete, and never in part.
+
+    mmengine writes in place: a process that is killed, or a full disk, left a truncated
+    ``iter_*.pth`` or ``best_*.pth`` under its final name, over the one that was there. Here local
+    files are written beside and renamed. Other storage is mmengine's own, as it was.
+    """
+    from mmengine.fileio import LocalBackend, get_file_backend
+    from mmengine.runner import checkpoint
+
+    original = checkpoint.save_checkpoint
+
+    @functools.wraps(original)
+    def save_checkpoint(content, filename, file_client_args=None, backend_args=None):
+        name = os.fspath(filename)
+        local = not (file_client_args or '://' in name) and isinstance(
+            get_file_backend(name, backend_args=backend_args), LocalBackend
+        )
+        if not local:
+            return original(content, name, file_client_args, backend_args)
+        folder, base = os.path.split(name)
+        # Of one name, so that the next save replaces what a kill left; no suffix of a checkpoint.
+        beside = os.path.join(folder, f'.{base}.unfinished')
+        try:
+            original(content, beside, None, backend_args)
+            with open(beside, 'rb+') as file:
+                os.fsync(file.fileno())
+            os.replace(beside, name)
+        finally:
+            Path(beside).unlink(missing_ok=True)
+
+    for module in list(sys.modules.values()):
+        if getattr(module, '__name__', '').startswith('mmengine.') and (
+            vars(module).get('save_checkpoint') is original
+        ):
+            module.save_checkpoint = save_checkpoint
+    return Quirk(
+        'checkpoints_whole',
+        'checkpoints are written beside their name and renamed',
+        'mmengine whose LocalBackend writes so',
+    )
