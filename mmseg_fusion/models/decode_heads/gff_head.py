@@ -92,70 +92,95 @@ class GFFHead(BaseDecodeHead):
             input_transform='multiple_select',
             **kwargs,
         )
-        if num_convs < 0 or kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(
-                'GFFHead: num_convs must not be negative and kernel_size odd, got '
-                f'{num_convs=}, {kernel_size=}'
-            )
-        if dfp not in (None, *get_args(Form)):
-            raise ValueError(
-                f'GFFHead: dfp must be None (without) or one of {get_args(Form)}, got {dfp!r}'
-            )
-        if neck is not None and not isinstance(neck, dict):
-            raise ValueError(
-                "GFFHead: neck must be a dict of arguments, such as dict(fusion='gff'), got "
-                f'{neck!r}'
-            )
-        if fuse_context not in ('auto', True, False):
-            raise ValueError(
-                f"GFFHead: fuse_context must be 'auto', True or False, got {fuse_context!r}"
-            )
-        conv = dict(conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
-        common = dict(align_corners=self.align_corners, **conv)
-        self.context, context_channels = build_headless(
-            'GFFHead: context',
-            with_levels('GFFHead: context', context, self.in_index, self.in_channels),
-            channels=channels,
+        _check_options(neck, fuse_context, dfp, num_convs, kernel_size)
+        neck = dict(neck or {})
+        if fuse_context == 'auto':
+            fuse_context = neck.get('fusion', 'gff') in TOP_DOWN
+        self.fuse_context = fuse_context
+        context_channels = self._build_context(context)
+        levels = [*self.in_channels, context_channels] if fuse_context else self.in_channels
+        self._build_neck(neck, levels)
+        self._build_pyramid(dfp, len(levels), context_channels)
+        self._build_final(len(levels), context_channels, num_convs, kernel_size)
+
+    @property
+    def _layer(self) -> dict:
+        """Kinds of convolution, norm and activation of every layer."""
+        return dict(conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
+
+    def _build_context(self, cfg: dict) -> int:
+        """``context``, which sees the backbone's levels; channels of its feature."""
+        owner = 'GFFHead: context'
+        self.context, channels = build_headless(
+            owner,
+            with_levels(owner, cfg, self.in_index, self.in_channels),
+            channels=self.channels,
             num_classes=self.num_classes,
             ignore_index=self.ignore_index,
             out_channels=self.out_channels,
             threshold=self.threshold,
+            align_corners=self.align_corners,
             init_cfg=None,
-            **common,
+            **self._layer,
         )
-        neck = dict(neck or {})
-        fusion = neck.get('fusion', 'gff')
-        self.fuse_context = fusion in TOP_DOWN if fuse_context == 'auto' else fuse_context
-        levels = [*self.in_channels, context_channels] if self.fuse_context else self.in_channels
-        self.neck = MODELS.build(
-            dict(
-                dict(type='GatedFullyFusion', in_channels=levels, channels=channels, **common),
-                **neck,
-            )
+        return channels
+
+    def _build_neck(self, cfg: dict, levels: Sequence[int]) -> None:
+        """``neck``, which fuses levels of these channels."""
+        defaults = dict(
+            type='GatedFullyFusion',
+            in_channels=levels,
+            channels=self.channels,
+            align_corners=self.align_corners,
+            **self._layer,
         )
-        width = self.neck.channels
+        self.neck = MODELS.build({**defaults, **cfg})
+
+    def _build_pyramid(self, form: Form | None, num_levels: int, context_channels: int) -> None:
+        """``pyramid`` over the context and the fused levels, None where none is wanted.
+
+        Raises:
+            ValueError: the form of the authors' code, which begins with the fused context, where
+                that is not fused.
+        """
         self.pyramid = None
-        if dfp is not None:
-            if dfp == 'dilated' and not self.fuse_context:
-                raise ValueError(
-                    "GFFHead: dfp='dilated' begins with the fused context: set fuse_context=True"
-                )
-            self.pyramid = DenseFeaturePyramid(
-                width, len(levels), context_channels, dfp, self.align_corners, **conv
+        if form is None:
+            return
+        if form == 'dilated' and not self.fuse_context:
+            raise ValueError(
+                "GFFHead: dfp='dilated' begins with the fused context: set fuse_context=True"
             )
+        self.pyramid = DenseFeaturePyramid(
+            self.neck.channels,
+            num_levels,
+            context_channels,
+            form,
+            self.align_corners,
+            **self._layer,
+        )
+
+    def _build_final(
+        self, num_levels: int, context_channels: int, num_convs: int, kernel_size: int
+    ) -> None:
+        """``final``, the convolutions between the concatenation and the classifier.
+
+        Without any the classifier itself, ``conv_seg``, takes the concatenation.
+        """
         # What is concatenated: see _forward_feature.
+        width = self.neck.channels
         if self.pyramid is None:
-            total = len(levels) * width + (0 if self.fuse_context else context_channels)
+            total = num_levels * width + (0 if self.fuse_context else context_channels)
         else:
-            total = self.pyramid.num_outs * width + (width if dfp == 'dilated' else 0)
+            total = self.pyramid.num_outs * width
+            total += width if self.pyramid.form == 'dilated' else 0
         self.final = nn.Sequential(
             *(
                 ConvModule(
-                    channels if i else total,
-                    channels,
+                    self.channels if i else total,
+                    self.channels,
                     kernel_size,
                     padding=kernel_size // 2,
-                    **conv,
+                    **self._layer,
                 )
                 for i in range(num_convs)
             )
@@ -202,6 +227,35 @@ class GFFHead(BaseDecodeHead):
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         _adopt_context(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _check_options(
+    neck: dict | None,
+    fuse_context: bool | Literal['auto'],
+    dfp: Form | None,
+    num_convs: int,
+    kernel_size: int,
+) -> None:
+    """Raises:
+    ValueError: an argument of GFFHead is none of what it takes.
+    """
+    if num_convs < 0 or kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(
+            'GFFHead: num_convs must not be negative and kernel_size odd, got '
+            f'{num_convs=}, {kernel_size=}'
+        )
+    if dfp not in (None, *get_args(Form)):
+        raise ValueError(
+            f'GFFHead: dfp must be None (without) or one of {get_args(Form)}, got {dfp!r}'
+        )
+    if neck is not None and not isinstance(neck, dict):
+        raise ValueError(
+            f"GFFHead: neck must be a dict of arguments, such as dict(fusion='gff'), got {neck!r}"
+        )
+    if fuse_context not in ('auto', True, False):
+        raise ValueError(
+            f"GFFHead: fuse_context must be 'auto', True or False, got {fuse_context!r}"
+        )
 
 
 def _adopt_context(head: GFFHead, state_dict: dict, prefix: str) -> None:

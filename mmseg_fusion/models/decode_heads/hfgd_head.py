@@ -113,10 +113,22 @@ class HFGDHead(BaseDecodeHead):
         self.guidance = guidance
         self.stop_gradient = stop_gradient
         self.teacher_loss_weight = teacher_loss_weight
-        conv = dict(conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
-        part = dict(
-            conv,
-            channels=channels,
+        high_channels = self._build_encoder(encoder)
+        self._build_upsampler(upsampler, [*self.in_channels[:-1], high_channels])
+        self._build_teacher_conv(high_channels)
+        self._build_axial_attention(axial_attention)
+
+    @property
+    def _layer(self) -> dict:
+        """Kinds of convolution, norm and activation of every layer."""
+        return dict(conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
+
+    @property
+    def _part(self) -> dict:
+        """What the configs of encoder and upsampler need not say."""
+        return dict(
+            self._layer,
+            channels=self.channels,
             num_classes=self.num_classes,
             ignore_index=self.ignore_index,
             out_channels=self.out_channels,
@@ -124,71 +136,90 @@ class HFGDHead(BaseDecodeHead):
             align_corners=self.align_corners,
             init_cfg=None,
         )
-        high_channels, self.encoder = self.in_channels[-1], None
-        if encoder is not None:
-            self.encoder, high_channels = build_headless(
-                'HFGDHead: encoder',
-                with_levels('HFGDHead: encoder', encoder, self.in_index, self.in_channels),
-                cascaded=True,
-                **part,
-            )
-        levels = [*self.in_channels[:-1], high_channels]
-        check_head('HFGDHead: upsampler', upsampler)
-        index = upsampler.get('in_index', list(range(len(levels))))
+
+    def _build_encoder(self, cfg: dict | None) -> int:
+        """``encoder``, or None where the level itself is taken; channels of its feature."""
+        self.encoder = None
+        if cfg is None:
+            return self.in_channels[-1]
+        owner = 'HFGDHead: encoder'
+        cfg = with_levels(owner, cfg, self.in_index, self.in_channels)
+        self.encoder, high_channels = build_headless(owner, cfg, cascaded=True, **self._part)
+        return high_channels
+
+    def _build_upsampler(self, cfg: dict, levels: list[int]) -> None:
+        """``upsampler`` over levels of these channels, whose feature is as wide as the tokens.
+
+        Raises:
+            ValueError: ``in_index`` names no level, or the feature is of another width.
+        """
+        owner = 'HFGDHead: upsampler'
+        check_head(owner, cfg)
+        index = cfg.get('in_index', list(range(len(levels))))
         if not set([index] if isinstance(index, int) else index) <= set(
             range(-len(levels), len(levels))
         ):
             raise ValueError(
-                f'HFGDHead: upsampler.in_index counts the {len(levels)} levels of the head, 0 to '
+                f'{owner}.in_index counts the {len(levels)} levels of the head, 0 to '
                 f'{len(levels) - 1}, got {index!r}'
             )
+        in_channels = levels[index] if isinstance(index, int) else [levels[i] for i in index]
         self.upsampler, width = build_headless(
-            'HFGDHead: upsampler',
-            upsampler,
-            in_channels=levels[index] if isinstance(index, int) else [levels[i] for i in index],
-            in_index=index,
-            **part,
+            owner, cfg, in_channels=in_channels, in_index=index, **self._part
         )
-        if width != channels:
+        if width != self.channels:
             raise ValueError(
-                f'HFGDHead: the class tokens have {channels} channels, and the upsampler '
-                f'{upsampler["type"]} gives {width}: set decode_head.channels={width}, or '
+                f'HFGDHead: the class tokens have {self.channels} channels, and the upsampler '
+                f'{cfg["type"]} gives {width}: set decode_head.channels={width}, or '
                 'decode_head.upsampler.channels'
             )
+
+    def _build_teacher_conv(self, high_channels: int) -> None:
+        """``teacher_conv``: from the high-level feature to the tokens' width, None where none is
+        needed."""
         self.teacher_conv = None
-        if guidance and encoder is None:
+        if self.guidance and self.encoder is None:
             self.teacher_conv = nn.Sequential(
-                ConvModule(high_channels, 2 * channels, 3, padding=1, **conv),
-                ConvModule(2 * channels, channels, 1, **conv),
+                ConvModule(high_channels, 2 * self.channels, 3, padding=1, **self._layer),
+                ConvModule(2 * self.channels, self.channels, 1, **self._layer),
             )
-        elif guidance and high_channels != channels:
-            self.teacher_conv = ConvModule(high_channels, channels, 1, **conv)
+        elif self.guidance and high_channels != self.channels:
+            self.teacher_conv = ConvModule(high_channels, self.channels, 1, **self._layer)
+
+    def _build_axial_attention(self, wanted: bool | dict | None) -> None:
+        """``axial_attention`` on the upsampler's feature, None where none is wanted.
+
+        Raises:
+            ValueError: ``wanted`` is of another type, or the channels cannot be split over the
+                heads of the attention.
+        """
         self.axial_attention = None
-        if not (axial_attention is None or isinstance(axial_attention, (bool, dict))):
+        if not (wanted is None or isinstance(wanted, (bool, dict))):
             raise ValueError(
-                'HFGDHead: axial_attention must be True, False or a dict of arguments, got '
-                f'{axial_attention!r}'
+                f'HFGDHead: axial_attention must be True, False or a dict of arguments, got '
+                f'{wanted!r}'
             )
-        if axial_attention not in (False, None):
-            options = dict(
-                qk_channels=channels,
-                num_heads=4,
-                share_qk=False,
-                share_axes=True,
-                scale=None,
-                conv_cfg=self.conv_cfg,
-                norm_cfg=None,
-                act_cfg=None,
+        if wanted is None or wanted is False:
+            return
+        options = dict(
+            qk_channels=self.channels,
+            num_heads=4,
+            share_qk=False,
+            share_axes=True,
+            scale=None,
+            conv_cfg=self.conv_cfg,
+            norm_cfg=None,
+            act_cfg=None,
+        )
+        if isinstance(wanted, dict):
+            options.update(wanted)
+        if self.channels % options['num_heads']:
+            raise ValueError(
+                f'HFGDHead: {self.channels} channels cannot be split over {options["num_heads"]} '
+                'heads: set decode_head.channels, or decode_head.axial_attention='
+                'dict(num_heads=...)'
             )
-            if isinstance(axial_attention, dict):
-                options.update(axial_attention)
-            if channels % options['num_heads']:
-                raise ValueError(
-                    f'HFGDHead: {channels} channels cannot be split over {options["num_heads"]} '
-                    'heads: set decode_head.channels, or decode_head.axial_attention='
-                    'dict(num_heads=...)'
-                )
-            self.axial_attention = AxialAttention(channels, channels, **options)
+        self.axial_attention = AxialAttention(self.channels, self.channels, **options)
 
     @property
     def _stops(self) -> bool:
