@@ -76,11 +76,15 @@ def test_the_variants_are_what_they_are_called(tool):
     found = {}
     for variant in VARIANTS[1:]:
         attention = tool.build(variant, shape, 3, 'cpu').row_attention
-        found[variant] = (attention.implementation, attention.recompute, attention.groups)
+        found[variant] = (
+            attention.implementation,
+            # The factorized form makes no groups.
+            *(getattr(attention, name, None) for name in ('recompute', 'groups')),
+        )
         widths = [m.out_features for m in attention.gate if isinstance(m, torch.nn.Linear)]
         assert widths == [2] * 5 + [8]
     assert found == {
-        'factorized': ('factorized', False, 3),
+        'factorized': ('factorized', None, None),
         'grouped': ('grouped', False, 3),
         'grouped, recomputed': ('grouped', True, 3),
     }

@@ -110,7 +110,6 @@ class CAAHead(DeepLabParts):
                 f'CAAHead: implementation must be one of {IMPLEMENTATIONS}, got '
                 f"{implementation!r}; set decode_head.implementation='factorized'"
             )
-        self._check_decoder(c1_in_channels, c1_channels)
         layer = self._layer
         inner = attention_channels
         self.in_conv = ConvModule(self.in_channels, inner, 3, padding=1, **layer)
@@ -153,7 +152,3 @@ class CAAHead(DeepLabParts):
             attended = self.squeeze_excitation(attended)
         out = self.bottleneck(self._with_image_level([self.out_conv(attended)], x))
         return self._decoded(out, inputs)
-
-    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Logits; see the class for shapes."""
-        return self.cls_seg(self._forward_feature(inputs))

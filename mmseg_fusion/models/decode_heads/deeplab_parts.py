@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -16,9 +17,9 @@ from ..layers.image_pool import check_pooled_batch
 class DeepLabParts(BaseDecodeHead):
     """Decode head with an image level and DeepLabV3+'s decoder, each where it is wanted.
 
-    A subclass builds them where they stand in the order of its layers. The names of the layers are
-    the head's own, ``image_pool``, ``c1_bottleneck`` and ``sep_bottleneck``; a part that is not
-    wanted is None.
+    A subclass builds them where they stand in the order of its layers, and joins them in
+    ``_forward_feature``. The names of the layers are the head's own, ``image_pool``,
+    ``c1_bottleneck`` and ``sep_bottleneck``; a part that is not wanted is None.
     """
 
     image_pool: nn.Sequential | None
@@ -30,17 +31,6 @@ class DeepLabParts(BaseDecodeHead):
         """Kinds of convolution, norm and activation of every layer."""
         return dict(conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
 
-    def _check_decoder(self, c1_in_channels: int, c1_channels: int) -> None:
-        """Raises:
-        ValueError: channels of the decoder are wrong.
-        """
-        if c1_in_channels < 0 or (c1_in_channels and c1_channels < 1):
-            raise ValueError(
-                f'{type(self).__name__}: c1_in_channels must be the channels of the level at '
-                'output stride 4, or 0 for no decoder, and c1_channels positive; got '
-                f'{c1_in_channels=} and {c1_channels=}'
-            )
-
     def _build_image_pool(self, wanted: bool, channels: int) -> None:
         """Global average pooling and a 1x1 convolution to ``channels``."""
         self.image_pool = None
@@ -51,7 +41,17 @@ class DeepLabParts(BaseDecodeHead):
             )
 
     def _build_decoder(self, c1_in_channels: int, c1_channels: int) -> None:
-        """A 1x1 convolution of the level at stride 4 and two separable 3x3 convolutions."""
+        """A 1x1 convolution of the level at stride 4 and two separable 3x3 convolutions.
+
+        Raises:
+            ValueError: a number of channels is wrong.
+        """
+        if c1_in_channels < 0 or (c1_in_channels and c1_channels < 1):
+            raise ValueError(
+                f'{type(self).__name__}: c1_in_channels must be the channels of the level at '
+                'output stride 4, or 0 for no decoder, and c1_channels positive; got '
+                f'{c1_in_channels=} and {c1_channels=}'
+            )
         self.c1_bottleneck = self.sep_bottleneck = None
         if c1_in_channels:
             self.c1_bottleneck = ConvModule(c1_in_channels, c1_channels, 1, **self._layer)
@@ -78,3 +78,11 @@ class DeepLabParts(BaseDecodeHead):
         low = self.c1_bottleneck(inputs[0])
         out = resize(out, size=low.shape[2:], mode='bilinear', align_corners=self.align_corners)
         return self.sep_bottleneck(torch.cat([out, low], dim=1))
+
+    @abstractmethod
+    def _forward_feature(self, inputs: Sequence[Tensor]) -> Tensor:
+        """What the classifier sees, (N, channels, ...)."""
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Logits; see the class for shapes."""
+        return self.cls_seg(self._forward_feature(inputs))

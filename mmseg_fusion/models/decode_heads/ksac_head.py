@@ -66,7 +66,6 @@ class KSACHead(DeepLabParts):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._check_decoder(c1_in_channels, c1_channels)
         self.pyramid = KernelSharingAtrousConv(
             self.in_channels,
             self.channels,
@@ -86,7 +85,3 @@ class KSACHead(DeepLabParts):
         x = self._transform_inputs(inputs)
         feats = self.bottleneck(self._with_image_level([self.pyramid(x), self.point(x)], x))
         return self._decoded(feats, inputs)
-
-    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Logits (N, num_classes, H, W)."""
-        return self.cls_seg(self._forward_feature(inputs))

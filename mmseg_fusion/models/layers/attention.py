@@ -141,30 +141,64 @@ class ChannelizedAttention(nn.Module):
     With the weights A of one line's attention and the terms ``A[l, m] value[m]`` (equations 3.6
     and 3.7), the gate of position l is that of the mean of its terms over all lines and all m
     (equations 3.9 and 3.10), and the gated terms are summed over m (equation 3.11). The gate does
-    not depend on m, so it leaves the sum:
-
-    - ``'factorized'``: ``y0 = attention(...)``; ``gate = ChannelGate(mean over lines of y0 / L)``;
-      the result is ``y0 * gate``. The mean over m of the terms is y0 divided by the number of
-      keys, the length of the axis that is summed over.
-    - ``'grouped'``: algorithm 2. The terms, a tensor N x R x L x L x C, are made for L / groups
-      positions at a time. Slow: kept as the reference.
+    not depend on m, so it leaves the sum: with ``y0 = attention(...)`` the result is
+    ``y0 * ChannelGate(mean over lines of y0 / L)``. The mean over m of the terms is y0 divided by
+    the number of keys, the length of the axis that is summed over. No term is made.
 
     Args:
         channels: C, channels of the value.
         gate_channels: width of the gate's hidden layers.
         gate_layers: number of the gate's hidden layers.
-        implementation: see above; both give the same result.
-        groups: number of groups of ``'grouped'``.
-        recompute: ``'grouped'`` computes a group's terms again in the backward pass. Without it
-            autograd keeps the terms of every group, as the authors' loop does, and one group's
-            memory is all there is only at inference; with it also in training.
         scale: factor of the logits; None for 1 / sqrt(D).
 
     Shape:
         query and key (N, R, L, D), value (N, R, L, C); result (N, R, L, C).
 
     Raises:
-        ValueError: an unknown ``implementation``, or a number less than 1.
+        ValueError: a number less than 1.
+    """
+
+    implementation: Implementation = 'factorized'
+
+    def __init__(
+        self,
+        channels: int,
+        gate_channels: int = 128,
+        gate_layers: int = 5,
+        scale: float | None = 1.0,
+    ) -> None:
+        super().__init__()
+        _check_positive(gate_channels=gate_channels, gate_layers=gate_layers)
+        self.gate = ChannelGate(channels, gate_channels, gate_layers)
+        self.scale = scale
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attends; see the class for shapes."""
+        out = dot_product_attention(query, key, value, self.scale)
+        return out * self.gate(out.mean(1) / key.shape[-2]).unsqueeze(1)
+
+    def extra_repr(self) -> str:
+        return f'implementation={self.implementation!r}, scale={self.scale}'
+
+
+class GroupedChannelizedAttention(ChannelizedAttention):
+    """:class:`ChannelizedAttention` by the thesis' algorithm 2, with the same result.
+
+    The terms, a tensor N x R x L x L x C, are made for L / groups positions at a time. Slow: kept
+    as the reference.
+
+    Args:
+        groups: number of groups.
+        recompute: a group's terms are computed again in the backward pass. Without it autograd
+            keeps the terms of every group, as the authors' loop does, and one group's memory is
+            all there is only at inference; with it also in training.
+        **kwargs: arguments of :class:`ChannelizedAttention`.
+
+    Shape:
+        As :class:`ChannelizedAttention`.
+
+    Raises:
+        ValueError: a number less than 1.
 
     Differs from the paper:
         Algorithm 2 pads the positions with zeros to a multiple of the groups and takes the
@@ -172,37 +206,16 @@ class ChannelizedAttention(nn.Module):
         makes H divisible only by chance.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        gate_channels: int = 128,
-        gate_layers: int = 5,
-        implementation: Implementation = 'factorized',
-        groups: int = 16,
-        recompute: bool = False,
-        scale: float | None = 1.0,
-    ) -> None:
-        super().__init__()
-        if implementation not in IMPLEMENTATIONS:
-            raise ValueError(
-                f'implementation of the channelized attention must be one of {IMPLEMENTATIONS}, '
-                f'got {implementation!r}'
-            )
-        _check_positive(gate_channels=gate_channels, gate_layers=gate_layers, groups=groups)
-        self.gate = ChannelGate(channels, gate_channels, gate_layers)
-        self.implementation = implementation
+    implementation = 'grouped'
+
+    def __init__(self, *args: Any, groups: int = 16, recompute: bool = False, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        _check_positive(groups=groups)
         self.groups = groups
         self.recompute = recompute
-        self.scale = scale
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attends; see the class for shapes."""
-        if self.implementation == 'grouped':
-            return self._grouped(query, key, value)
-        out = dot_product_attention(query, key, value, self.scale)
-        return out * self.gate(out.mean(1) / key.shape[-2]).unsqueeze(1)
-
-    def _grouped(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         scale = key.shape[-1] ** -0.5 if self.scale is None else self.scale
         weights = attention_map(query, key, scale).to(value.dtype)
         size = math.ceil(weights.shape[2] / self.groups)
@@ -224,10 +237,34 @@ class ChannelizedAttention(nn.Module):
         return (terms * gate[:, None, :, None]).sum(3).to(value.dtype)
 
     def extra_repr(self) -> str:
-        text = f'implementation={self.implementation!r}, scale={self.scale}'
-        if self.implementation == 'grouped':
-            text += f', groups={self.groups}, recompute={self.recompute}'
-        return text
+        return f'{super().extra_repr()}, groups={self.groups}, recompute={self.recompute}'
+
+
+def _channelized(
+    implementation: Implementation, grouping: dict[str, Any], *gate: Any
+) -> ChannelizedAttention:
+    """The form of :class:`ChannelizedAttention` that is asked for.
+
+    Args:
+        implementation: which.
+        grouping: arguments of ``'grouped'`` alone. ``'factorized'`` makes no groups: there they are
+            checked and do nothing, so that one key switches between the two.
+        *gate: arguments of both.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f'implementation of the channelized attention must be one of {IMPLEMENTATIONS}, '
+            f'got {implementation!r}'
+        )
+    if implementation == 'grouped':
+        return GroupedChannelizedAttention(*gate, **grouping)
+    _check_positive(groups=grouping.get('groups', 1))
+    return ChannelizedAttention(*gate)
+
+
+def _grouping(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Takes the arguments of :class:`GroupedChannelizedAttention` alone out of ``kwargs``."""
+    return {key: kwargs.pop(key) for key in ('groups', 'recompute') if key in kwargs}
 
 
 def _check_positive(**numbers: int) -> None:
@@ -458,11 +495,10 @@ class ChannelizedSelfAttention(SelfAttention):
         gate_channels: width of the gate's hidden layers; the thesis has a quarter of ``channels``.
         gate_layers: number of the gate's hidden layers.
         implementation: ``'factorized'``, or ``'grouped'`` for the thesis' algorithm 2; see
-            :class:`ChannelizedAttention`.
-        groups: number of groups of ``'grouped'``.
-        recompute: ``'grouped'`` keeps no group's terms for the backward pass.
+            :class:`GroupedChannelizedAttention`.
         scale: as in :class:`SelfAttention`.
-        **kwargs: what else :class:`SelfAttention` takes, except ``num_heads``.
+        **kwargs: what else :class:`SelfAttention` takes, except ``num_heads``; ``groups`` and
+            ``recompute`` of :class:`GroupedChannelizedAttention`.
 
     Shape:
         Input (N, in_channels, H, W), result (N, channels, H, W).
@@ -479,15 +515,13 @@ class ChannelizedSelfAttention(SelfAttention):
         gate_channels: int = 128,
         gate_layers: int = 5,
         implementation: Implementation = 'factorized',
-        groups: int = 16,
-        recompute: bool = False,
         scale: float | None = 1.0,
         **kwargs: Any,
     ) -> None:
+        grouping = _grouping(kwargs)
         super().__init__(in_channels, channels, qk_channels, num_heads=1, scale=scale, **kwargs)
-        self.attention = ChannelizedAttention(
-            channels, gate_channels, gate_layers, implementation, groups, recompute, scale
-        )
+        gate = (channels, gate_channels, gate_layers, scale)
+        self.attention = _channelized(implementation, grouping, *gate)
 
 
 class ChannelizedAxialAttention(AxialAttention):
@@ -504,11 +538,10 @@ class ChannelizedAxialAttention(AxialAttention):
         gate_channels: width of the gates' hidden layers; the thesis has a quarter of ``channels``.
         gate_layers: number of the gates' hidden layers (table 3.1).
         implementation: ``'factorized'``, or ``'grouped'`` for the thesis' algorithm 2; see
-            :class:`ChannelizedAttention`.
-        groups: number of groups of ``'grouped'``.
-        recompute: ``'grouped'`` keeps no group's terms for the backward pass.
+            :class:`GroupedChannelizedAttention`.
         scale: as in :class:`AxialAttention`.
-        **kwargs: what else :class:`AxialAttention` takes, except ``num_heads``.
+        **kwargs: what else :class:`AxialAttention` takes, except ``num_heads``; ``groups`` and
+            ``recompute`` of :class:`GroupedChannelizedAttention`.
 
     Shape:
         Input (N, in_channels, H, W), result (N, channels, H, W).
@@ -529,12 +562,11 @@ class ChannelizedAxialAttention(AxialAttention):
         gate_channels: int = 128,
         gate_layers: int = 5,
         implementation: Implementation = 'factorized',
-        groups: int = 16,
-        recompute: bool = False,
         scale: float | None = 1.0,
         **kwargs: Any,
     ) -> None:
+        grouping = _grouping(kwargs)
         super().__init__(in_channels, channels, qk_channels, num_heads=1, scale=scale, **kwargs)
-        gate = (channels, gate_channels, gate_layers, implementation, groups, recompute, scale)
-        self.column_attention = ChannelizedAttention(*gate)
-        self.row_attention = ChannelizedAttention(*gate)
+        gate = (channels, gate_channels, gate_layers, scale)
+        self.column_attention = _channelized(implementation, grouping, *gate)
+        self.row_attention = _channelized(implementation, grouping, *gate)
