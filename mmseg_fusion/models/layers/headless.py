@@ -156,8 +156,6 @@ def _check_settings(owner: str, name: str, cfg: dict, around: dict) -> None:
 
 
 def _cannot_be_built(owner: str, name: str, cfg: dict, error: Exception) -> str:
-    # MMSegmentation's assertions have no message: the line says what was expected.
-    reason = str(error) or f'expected {traceback.extract_tb(error.__traceback__)[-1].line}'
     kind = MODELS.get(cfg['type']) if isinstance(cfg['type'], str) else cfg['type']
     needs = [
         text for base, text in _NEEDS.items() if inspect.isclass(kind) and issubclass(kind, base)
@@ -168,9 +166,21 @@ def _cannot_be_built(owner: str, name: str, cfg: dict, error: Exception) -> str:
     )
     return (
         f'{owner}: {name} cannot be built with in_channels={cfg.get("in_channels")}, '
-        f'in_index={cfg.get("in_index")}, channels={cfg.get("channels")}: {reason}. '
+        f'in_index={cfg.get("in_index")}, channels={cfg.get("channels")}: {_reason(error)}. '
         f'{needs[0] if needs else levels}'
     )
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, which may be nothing."""
+    if str(error):
+        return str(error)
+    if isinstance(error, AssertionError):
+        # MMSegmentation's assertions have no message: their source says what was expected.
+        line = traceback.extract_tb(error.__traceback__)[-1].line or ''
+        if line.startswith('assert '):
+            return f'expected {line.removeprefix("assert ")}'
+    return type(error).__name__
 
 
 def with_levels(owner: str, cfg: dict, in_index: Sequence[int], in_channels: Sequence[int]) -> dict:

@@ -8,6 +8,7 @@ import re
 
 import pytest
 import torch
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
@@ -220,18 +221,18 @@ def test_settings_of_the_head_around_may_be_repeated() -> None:
         ),
         (
             dict(type='SETRMLAHead', in_index=[0, 1]),
-            r'SETRMLAHead cannot be built with .*channels=16: expected assert self\.channels == num'
+            r'SETRMLAHead cannot be built with .*channels=16: expected self\.channels == num'
             r'_inputs \* mla_channels\. SETRMLAHead .*: set channels, or mla_channels',
         ),
         (
             dict(type='ASPPHead', in_index=[0, 1]),
-            r'ASPPHead cannot be built with in_channels=\[16, 16\], in_index=\[0, 1\], .*expected a'
-            r'ssert isinstance\(in_channels, int\)\. Where the levels .* set \w+\.in_index',
+            r'ASPPHead cannot be built with in_channels=\[16, 16\], in_index=\[0, 1\], .*expected i'
+            r'sinstance\(in_channels, int\)\. Where the levels .* set \w+\.in_index',
         ),
         (dict(type='UPerHead'), r'UPerHead cannot be built .* a list for one on several'),
         (
             dict(type='PSPHead', pool_scales=3),
-            r'PSPHead cannot be built .*expected assert isinstan',
+            r'PSPHead cannot be built .*expected isinstan',
         ),
         (dict(type='FPNHead', in_index=[0, 1]), r"FPNHead cannot .*argument: 'feature_strides'"),
         (dict(type='PSPHead', pools=3), r"PSPHead cannot .*unexpected keyword argument 'pools'"),
@@ -248,6 +249,23 @@ def test_settings_of_the_head_around_may_be_repeated() -> None:
 def test_refusals_name_place_class_and_key(place: str, cfg: dict, message: str) -> None:
     with pytest.raises(ValueError, match=rf'^{PLACES[place]["type"]}: {place}: .*{message}'):
         around(place, cfg)
+
+
+@MODELS.register_module()
+class MuteHead(BaseDecodeHead):
+    """Cannot be built, and does not say why."""
+
+    def __init__(self, **kwargs) -> None:
+        raise NotImplementedError
+
+    def forward(self, inputs: list[Tensor]) -> Tensor:
+        raise NotImplementedError
+
+
+def test_an_error_without_a_message_is_named() -> None:
+    """Only of an assertion is the source what was expected."""
+    with pytest.raises(ValueError, match=r'MuteHead cannot .*=16: NotImplementedError\. W'):
+        around('context', dict(type='MuteHead'))
 
 
 def test_a_function_that_builds_a_head() -> None:
