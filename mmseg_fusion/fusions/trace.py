@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -181,6 +181,9 @@ _SHIFT = frozenset('add sub subtract __add__ __sub__ __radd__ __iadd__ __isub__'
 _SHIFT |= frozenset(('rsub', '__rsub__'))
 # Unmixed unless they go along the channels.
 _TURN = frozenset(('flip', 'roll'))
+# What gives the same values in another place, and what gives a feature of the same source.
+_ELSEWHERE = _COPY | _RESHAPE | _MOVE
+_FROM_THERE = _IN_PLACE | _SHIFT
 
 
 def _name(function: Callable) -> str:
@@ -203,13 +206,40 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _reads_values(name: str, out: Any) -> bool:
-    """Whether an operation makes a tensor from the values of its arguments."""
-    if name.endswith('_like') or name.startswith('new_'):
-        return False
-    return isinstance(out, Tensor) or (
-        isinstance(out, (list, tuple)) and any(isinstance(o, Tensor) for o in out)
-    )
+@dataclass(frozen=True)
+class _Call:
+    """An operation that was called: which, with what, and what came out of it."""
+
+    function: Callable
+    name: str
+    args: tuple
+    kwargs: dict
+    out: Any
+
+    @property
+    def first(self) -> Any:
+        """The first argument: the feature, or the list of those that are joined."""
+        return self.args[0]
+
+    def argument(self, position: int, *names: str, default: Any = None) -> Any:
+        """An argument by its place or by one of its names."""
+        return _argument(self.args, self.kwargs, position, *names, default=default)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All tensors among the arguments."""
+        return _tensors((*self.args, *self.kwargs.values()))
+
+    def reads_values(self) -> bool:
+        """Whether it makes a tensor from the values of its arguments."""
+        if self.name.endswith('_like') or self.name.startswith('new_'):
+            return False
+        return isinstance(self.out, Tensor) or (
+            isinstance(self.out, (list, tuple)) and any(isinstance(o, Tensor) for o in self.out)
+        )
+
+    def is_feature(self, value: Any) -> bool:
+        """Whether ``value`` is as large as the result, not a factor or shift of its channels."""
+        return isinstance(value, Tensor) and value.numel() == self.out.numel()
 
 
 class FusionTracer(TorchFunctionMode):
@@ -235,7 +265,7 @@ class FusionTracer(TorchFunctionMode):
         count_running: bool = True,
     ) -> None:
         super().__init__()
-        self._found: dict[str, Fusion] = {}
+        self._fusions: dict[str, Fusion] = {}
         self._on_input = on_input
         self._count_running = count_running
         named = list(root.named_modules())
@@ -273,7 +303,7 @@ class FusionTracer(TorchFunctionMode):
         uses: dict[str, list[_Use]] = {}
         for use in self._uses:
             uses.setdefault(use.fusion.name, []).append(use)
-        for name, fusion in self._found.items():
+        for name, fusion in self._fusions.items():
             fusion.normalized = all(use.normalized for use in uses[name])
             fusion.rescaled = all(use.rescaled for use in uses[name])
             if fusion.reason:
@@ -287,7 +317,7 @@ class FusionTracer(TorchFunctionMode):
                     'depthwise: it mixes no channels, and the batch or instance norm that its '
                     'output goes into takes out any scale of a channel'
                 )
-        return list(self._found.values())
+        return list(self._fusions.values())
 
     @property
     def lost(self) -> list[Lost]:
@@ -340,64 +370,100 @@ class FusionTracer(TorchFunctionMode):
             # Compiled functions keep keywords: torch.cat(tensors=...), torch.relu(input=...).
             kwargs = dict(kwargs)
             args = tuple(kwargs.pop(k) for k in ('tensors', 'input') if k in kwargs)
-        if not args or not _reads_values(name, out):
+        call = _Call(func, name, args, kwargs, out)
+        if not args or not call.reads_values():
             return out
-        self._note_uses(name, out, args, kwargs)
+        self._note_uses(call)
         if isinstance(out, Tensor):
-            if name in _CAT or name in _CAT_SECOND:
-                self._concatenate(name, out, args, kwargs)
-            elif name == 'stack':
-                self._stack(out, args, kwargs)
-            else:
-                self._keep_source(name, out, args)
-                found = self._follow(func, name, out, args, kwargs)
-                if found is not None:
-                    self._concatenations[out] = found
-        self._note_ends(name, out, args, kwargs)
+            self._keep_source(call)
+            concatenation = self._follow(call)
+            if concatenation is not None:
+                self._concatenations[out] = concatenation
+        self._note_ends(call)
         return out
 
     # --- what becomes of a fusion layer's output -------------------------------------------------
 
-    def _note_uses(self, name: str, out: Any, args: tuple, kwargs: dict) -> None:
-        for x in _tensors((*args, *kwargs.values())):
+    def _note_uses(self, call: _Call) -> None:
+        for x in call.tensors():
             use = self._outputs.get(x)
             if use is None:
                 continue
-            if name in _NORM and x is args[0] and self._is_norm(name, args, kwargs):
-                use.channel_norm |= name in _CHANNEL_NORM
-                use.norm |= name not in _CHANNEL_NORM
-            elif isinstance(out, Tensor) and (name in _COPY or name in _RESHAPE or name in _MOVE):
+            if call.name in _NORM and x is call.first and self._is_norm(call):
+                use.channel_norm |= call.name in _CHANNEL_NORM
+                use.norm |= call.name not in _CHANNEL_NORM
+            elif isinstance(call.out, Tensor) and call.name in _ELSEWHERE:
                 # Not yet a use; an operation that does nothing returns its argument.
-                if out is not x:
-                    self._outputs[out] = use
+                if call.out is not x:
+                    self._outputs[call.out] = use
             else:
                 use.raw = True
 
-    def _is_norm(self, name: str, args: tuple, kwargs: dict) -> bool:
-        if name not in _CHANNEL_NORM or self._count_running:
+    def _is_norm(self, call: _Call) -> bool:
+        if call.name not in _CHANNEL_NORM or self._count_running:
             return True
-        return bool(_argument(args, kwargs, 5, 'training', 'use_input_stats', default=True))
+        return bool(call.argument(5, 'training', 'use_input_stats', default=True))
+
+    # --- where features come from, and end -------------------------------------------------------
+
+    def _source(self, x: Tensor, dim: int) -> tuple[int, ...]:
+        known = self._sources.get(x)
+        return known if known is not None else tuple(x.shape[1:dim] + x.shape[dim + 1 :])
+
+    def _keep_source(self, call: _Call) -> None:
+        """Remembers the size that a feature had before it was resized."""
+        x = call.first
+        if not isinstance(x, Tensor) or call.name not in _FROM_THERE:
+            return
+        if call.name in _SHIFT and call.is_feature(_argument(call.args, {}, 1)):
+            return
+        source = self._sources.get(x)
+        if source is None and call.name in _RESIZE:
+            source = tuple(x.shape[2:])
+        if source is not None and call.out is not x:
+            self._sources[call.out] = source
+
+    def _note_ends(self, call: _Call) -> None:
+        if call.name == '__get__':
+            return
+        if isinstance(call.out, Tensor) and call.out in self._concatenations:
+            return
+        for x in call.tensors():
+            concatenation = self._concatenations.get(x)
+            if concatenation is not None:
+                concatenation.trail.end = call.name
 
     # --- concatenations --------------------------------------------------------------------------
 
+    def _follow(self, call: _Call) -> _Concatenation | None:
+        """The concatenation that the result of an operation is, None if it is none.
+
+        Each kind of operation has a rule of its own, in ``_JOINS`` where it joins features, in
+        ``_RULES`` where it takes one.
+        """
+        if call.name in self._JOINS:
+            return self._JOINS[call.name](self, call)
+        rule = self._RULES.get(call.name)
+        return rule(self, call) if rule is not None and isinstance(call.first, Tensor) else None
+
     def _begin(
         self, out: Tensor, dim: int, channels: list[int], sizes: list, inner: Iterable[_Trail]
-    ) -> None:
+    ) -> _Concatenation:
         trail = _Trail(self._inside[-1] if self._inside else '', tuple(channels))
         for part in inner:
             part.into = trail
-        self._concatenations[out] = _Concatenation(dim, tuple(channels), tuple(sizes), trail)
         # Of fewer dimensions nothing tells features side by side from tokens.
         if self._on_input is None and dim == 1 and out.dim() > 3:
             self._trails.append(trail)
+        return _Concatenation(dim, tuple(channels), tuple(sizes), trail)
 
-    def _concatenate(self, name: str, out: Tensor, args: tuple, kwargs: dict) -> None:
-        if name in _CAT:
-            dim = _argument(args, kwargs, 1, 'dim', 'axis', default=0) % max(out.dim(), 1)
+    def _concatenated(self, call: _Call) -> _Concatenation | None:
+        if call.name in _CAT:
+            dim = call.argument(1, 'dim', 'axis', default=0) % max(call.out.dim(), 1)
         else:
-            dim = 1 if out.dim() > 1 else 0
+            dim = 1 if call.out.dim() > 1 else 0
         channels, sizes, trails = [], [], []
-        for part in args[0]:
+        for part in call.first:
             inner = self._concatenations.get(part)
             if inner is not None and inner.dim == dim:
                 channels += inner.channels
@@ -406,141 +472,130 @@ class FusionTracer(TorchFunctionMode):
             elif part.numel():
                 channels.append(part.shape[dim])
                 sizes.append(self._source(part, dim))
-        if len(channels) > 1:
-            self._begin(out, dim, channels, sizes, trails)
+        return self._begin(call.out, dim, channels, sizes, trails) if len(channels) > 1 else None
 
-    def _stack(self, out: Tensor, args: tuple, kwargs: dict) -> None:
-        dim = _argument(args, kwargs, 1, 'dim', 'axis', default=0) % out.dim()
-        if len(args[0]) > 1 and dim < out.dim() - 1:
-            sizes = tuple(self._source(part, dim) for part in args[0])
-            self._stacks[out] = _Stack(dim, out.shape[dim + 1], sizes)
+    def _stacked(self, call: _Call) -> None:
+        """No concatenation yet: it is one once the new dimension is merged with the next."""
+        dim = call.argument(1, 'dim', 'axis', default=0) % call.out.dim()
+        if len(call.first) > 1 and dim < call.out.dim() - 1:
+            sizes = tuple(self._source(part, dim) for part in call.first)
+            self._stacks[call.out] = _Stack(dim, call.out.shape[dim + 1], sizes)
 
-    def _source(self, x: Tensor, dim: int) -> tuple[int, ...]:
-        known = self._sources.get(x)
-        return known if known is not None else tuple(x.shape[1:dim] + x.shape[dim + 1 :])
-
-    def _keep_source(self, name: str, out: Tensor, args: tuple) -> None:
-        """Remembers the size that a feature had before it was resized."""
-        x = args[0]
-        if not isinstance(x, Tensor) or (name not in _IN_PLACE and name not in _SHIFT):
-            return
-        if name in _SHIFT and self._is_feature(_argument(args, {}, 1), out):
-            return
-        source = self._sources.get(x)
-        if source is None and name in _RESIZE:
-            source = tuple(x.shape[2:])
-        if source is not None and out is not x:
-            self._sources[out] = source
-
-    @staticmethod
-    def _is_feature(value: Any, out: Tensor) -> bool:
-        return isinstance(value, Tensor) and value.numel() == out.numel()
-
-    def _follow(
-        self, func: Callable, name: str, out: Tensor, args: tuple, kwargs: dict
-    ) -> _Concatenation | None:
-        """The concatenation that the result of an operation still is, None if it is none."""
-        x = args[0]
-        if not isinstance(x, Tensor):
+    def _reshaped(self, call: _Call) -> _Concatenation | None:
+        """Followed where the channels, and what is before them, keep their shape."""
+        x, out = call.first, call.out
+        if x in self._stacks:
+            return self._merged(self._stacks[x], x, out)
+        known = self._concatenations.get(x)
+        if known is None:
             return None
-        if name in _RESHAPE and x in self._stacks:
-            self._merge(self._stacks[x], x, out)
-            return self._concatenations.get(out)
-        if name in _SHIFT:
-            found = self._shifted(out, x, _argument(args, kwargs, 1, 'other'))
-        elif name == 'where':
-            found = self._selected(args, kwargs)
-        elif name in _IN_PLACE:
-            # A gate may come first: gate * x.
-            others = [a for a in args[1:2] if isinstance(a, Tensor) and a.shape == out.shape]
-            known = (self._concatenations.get(origin) for origin in (x, *others))
-            found = next((k for k in known if k is not None), None)
-        else:
-            found = self._concatenations.get(x)
-            if found is None:
-                return None
-            if name in _RESHAPE:
-                same = out.shape[: found.dim + 1] == x.shape[: found.dim + 1]
-                return found if same else None
-            if name in _MOVE:
-                # Sizes that are all different tell where each dimension goes.
-                marked = torch.empty(tuple(range(2, 2 + x.dim())), device='meta')
-                moved = func(marked, *args[1:], **kwargs)
-                return replace(found, dim=moved.shape.index(2 + found.dim))
-            if name not in _TURN or not self._turns_elsewhere(name, found, x, args, kwargs):
-                return None
-        if found is None or out.dim() <= found.dim:
-            return None
-        if name in _CHANNEL_NORM and found.filtered:
-            # The depthwise layer was the fusion: behind this norm its channels are on one scale.
-            return None
-        return found if out.shape[found.dim] == sum(found.channels) else None
+        before = slice(known.dim + 1)
+        return known if out.shape[before] == x.shape[before] else None
 
-    def _merge(self, stack: _Stack, x: Tensor, out: Tensor) -> None:
+    def _merged(self, stack: _Stack, x: Tensor, out: Tensor) -> _Concatenation | None:
         """``stack(...).flatten(1, 2)`` is a concatenation."""
         dim = stack.dim
         merged = x.shape[dim] * x.shape[dim + 1]
-        if tuple(out.shape) == (*x.shape[:dim], merged, *x.shape[dim + 2 :]):
-            self._begin(out, dim, [stack.channels] * x.shape[dim], list(stack.sizes), ())
+        if tuple(out.shape) != (*x.shape[:dim], merged, *x.shape[dim + 2 :]):
+            return None
+        return self._begin(out, dim, [stack.channels] * x.shape[dim], list(stack.sizes), ())
 
-    def _shifted(self, out: Tensor, x: Any, other: Any) -> _Concatenation | None:
-        first = self._concatenations.get(x)
-        if not isinstance(other, Tensor):
-            return first
-        second = self._concatenations.get(other)
+    def _moved(self, call: _Call) -> _Concatenation | None:
+        """The channels are in another dimension now."""
+        known = self._concatenations.get(call.first)
+        if known is None:
+            return None
+        # Sizes that are all different tell where each dimension goes.
+        marked = torch.empty(tuple(range(2, 2 + call.first.dim())), device='meta')
+        moved = call.function(marked, *call.args[1:], **call.kwargs)
+        return replace(known, dim=moved.shape.index(2 + known.dim))
+
+    def _turned(self, call: _Call) -> _Concatenation | None:
+        """Followed where the channels themselves are not turned."""
+        known = self._concatenations.get(call.first)
+        if known is None:
+            return None
+        dims = call.argument(2 if call.name == 'roll' else 1, 'dims')
+        if call.name == 'flip' and len(call.args) > 2:
+            dims = call.args[1:]
+        if dims is None or dims == ():
+            return None  # roll of the flattened tensor
+        dims = dims if isinstance(dims, (list, tuple)) else (dims,)
+        turned = known.dim in [d % call.first.dim() for d in dims]
+        return None if turned else self._in_place(known, call)
+
+    def _shifted(self, call: _Call) -> _Concatenation | None:
+        """Followed where what is added is no other feature."""
+        other = call.argument(1, 'other')
+        first = self._concatenations.get(call.first)
+        second = self._concatenations.get(other) if isinstance(other, Tensor) else None
         if first is not None and second is not None:
-            return first if first.same_branches(second) else None
-        if first is not None:
-            return None if self._is_feature(other, out) else first
-        return None if self._is_feature(x, out) else second
+            known = first if first.same_branches(second) else None
+        elif first is not None:
+            known = None if call.is_feature(other) else first
+        else:
+            known = None if call.is_feature(call.first) else second
+        return self._in_place(known, call)
 
-    def _selected(self, args: tuple, kwargs: dict) -> _Concatenation | None:
+    def _selected(self, call: _Call) -> _Concatenation | None:
         """Of ``where``: the cells that it takes from elsewhere leave the branches in place."""
-        values = _tensors((*args, kwargs.get('other')))
+        values = _tensors((*call.args, call.kwargs.get('other')))
         known = [k for k in map(self._concatenations.get, values) if k is not None]
-        return known[0] if known and all(known[0].same_branches(k) for k in known) else None
+        same = bool(known) and all(known[0].same_branches(k) for k in known)
+        return self._in_place(known[0], call) if same else None
+
+    def _unmixed(self, call: _Call) -> _Concatenation | None:
+        """Followed: every channel stays in its place. A gate may come first: gate * x."""
+        out = call.out
+        others = [a for a in call.args[1:2] if isinstance(a, Tensor) and a.shape == out.shape]
+        known = (self._concatenations.get(x) for x in (call.first, *others))
+        return self._in_place(next((k for k in known if k is not None), None), call)
+
+    def _normalized(self, call: _Call) -> _Concatenation | None:
+        """Batch and instance norm leave the channels in their place, and on one scale."""
+        known = self._unmixed(call)
+        # Behind a depthwise layer: that was the fusion.
+        return None if known is None or known.filtered else known
 
     @staticmethod
-    def _turns_elsewhere(
-        name: str, found: _Concatenation, x: Tensor, args: tuple, kwargs: dict
-    ) -> bool:
-        dims = _argument(args, kwargs, 2 if name == 'roll' else 1, 'dims')
-        if name == 'flip' and len(args) > 2:
-            dims = args[1:]
-        if dims is None or dims == ():
-            return False  # roll of the flattened tensor
-        dims = dims if isinstance(dims, (list, tuple)) else (dims,)
-        return found.dim not in [d % x.dim() for d in dims]
+    def _in_place(known: _Concatenation | None, call: _Call) -> _Concatenation | None:
+        """``known``, if the result has as many channels in the same dimension."""
+        if known is None or call.out.dim() <= known.dim:
+            return None
+        return known if call.out.shape[known.dim] == sum(known.channels) else None
 
-    def _note_ends(self, name: str, out: Any, args: tuple, kwargs: dict) -> None:
-        if isinstance(out, Tensor) and out in self._concatenations:
-            return
-        for x in _tensors((*args, *kwargs.values())):
-            found = self._concatenations.get(x)
-            if found is not None and name != '__get__':
-                found.trail.end = name
+    _JOINS: ClassVar = {**dict.fromkeys(_CAT | _CAT_SECOND, _concatenated), 'stack': _stacked}
+    _RULES: ClassVar = {
+        **dict.fromkeys(_RESHAPE, _reshaped),
+        **dict.fromkeys(_MOVE, _moved),
+        **dict.fromkeys(_TURN, _turned),
+        **dict.fromkeys(_SHIFT, _shifted),
+        **dict.fromkeys(_IN_PLACE, _unmixed),
+        **dict.fromkeys(_CHANNEL_NORM, _normalized),
+        'where': _selected,
+    }
 
     # --- layers ----------------------------------------------------------------------------------
 
     def _consume(self, func, name: str, args: tuple, kwargs: dict):
         x = _argument(args, kwargs, 0, 'input')
         weight = _argument(args, kwargs, 1, 'weight')
-        found = self._concatenations.get(x)
+        concatenation = self._concatenations.get(x)
         owner = self._owners.get(id(weight))
         foreign = owner is None
         if foreign and self._running:
             owner = self._running[-1]
-        if found is not None and found.dim != (1 if name in _CONV else x.dim() - 1):
-            found = None
+        if concatenation is not None and concatenation.dim != (1 if name in _CONV else x.dim() - 1):
+            concatenation = None
         fusion = None
-        if owner is not None and found is not None:
-            found.trail.reached = True
-            fusion = self._record(*owner, found, weight if foreign else None)
+        if owner is not None and concatenation is not None:
+            concatenation.trail.reached = True
+            fusion = self._record(*owner, concatenation, weight if foreign else None)
             fusion.called &= bool(self._running) and self._running[-1][0] == owner[0]
             transposed = isinstance(owner[1], _ConvTransposeNd)
             if transposed != (name in _TRANSPOSED) and not fusion.reason:
                 fusion.reason = f'its weight is used by {name}, which reads it the other way round'
-            if self._on_input is not None and fusion.channels == found.channels:
+            if self._on_input is not None and fusion.channels == concatenation.channels:
                 self._on_input(fusion, x)
         elif owner is not None:
             self._alone.add(owner[0])
@@ -552,21 +607,23 @@ class FusionTracer(TorchFunctionMode):
             use = _Use(fusion)
             self._uses.append(use)
             self._outputs[out] = use
-        if found is not None:
+        if concatenation is not None:
             groups = _argument(args, kwargs, 6, 'groups', default=1)
             if name in _CONV and groups == x.shape[1] > 1:
                 each = out.shape[1] // groups
                 self._concatenations[out] = replace(
-                    found, channels=tuple(each * c for c in found.channels), filtered=True
+                    concatenation,
+                    channels=tuple(each * c for c in concatenation.channels),
+                    filtered=True,
                 )
             elif fusion is None:
-                found.trail.end = f"{name} with a weight that is no layer's"
+                concatenation.trail.end = f"{name} with a weight that is no layer's"
         return out
 
     def _record(
-        self, name: str, module: nn.Module, found: _Concatenation, foreign: Tensor | None
+        self, name: str, module: nn.Module, concatenation: _Concatenation, foreign: Tensor | None
     ) -> Fusion:
-        fusion = self._found.get(name)
+        fusion = self._fusions.get(name)
         if fusion is None:
             reason = ''
             groups = getattr(module, 'groups', 1)
@@ -578,14 +635,16 @@ class FusionTracer(TorchFunctionMode):
                     else 'the weight that it uses is computed, or at least none of its parameters, '
                     'so nothing can be folded in'
                 )
-            elif groups > 1 and groups == sum(found.channels):
+            elif groups > 1 and groups == sum(concatenation.channels):
                 self._depthwise.add(name)
-            fusion = Fusion(name, module, found.channels, found.sizes, reason=reason)
-            self._found[name] = fusion
-        elif fusion.channels != found.channels and not fusion.reason:
+            fusion = Fusion(
+                name, module, concatenation.channels, concatenation.sizes, reason=reason
+            )
+            self._fusions[name] = fusion
+        elif fusion.channels != concatenation.channels and not fusion.reason:
             fusion.reason = (
                 f'it takes concatenations that split differently: {fusion.channels} and '
-                f'{found.channels}'
+                f'{concatenation.channels}'
             )
         return fusion
 
