@@ -62,14 +62,47 @@ def _shown(path: Path) -> str:
     return str(path) if relative.startswith(os.path.join('..', '..')) else relative
 
 
-def check_config(path: str) -> None:
-    """Stops the program where there is no config file ``path``.
+def config_file(name: str) -> str:
+    """The file of a config that is named as in ``_base_``: ``mmseg_fusion::camvid/NAME``.
+
+    Args:
+        name: ``PACKAGE::FOLDER/NAME``, with ``.py`` or without, of an installed package that
+            carries its configs, as ``mmseg::pspnet/...``; anything else comes back as it is.
+
+    Raises:
+        SystemExit: there is no such package, or it has no configs.
+    """
+    package, found, rest = name.partition('::')
+    if not found:
+        return name
+    root: Path | None = CONFIGS
+    if package != 'mmseg_fusion':
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        places = spec.submodule_search_locations if spec is not None else None
+        root = Path(next(iter(places)), '.mim', 'configs') if places else None
+    if root is None or not root.is_dir():
+        raise SystemExit(
+            f'config {name!r}: {package!r} is no installed package with configs. Expected '
+            'PACKAGE::FOLDER/NAME, as mmseg_fusion::camvid/... or mmseg::pspnet/..., or a file'
+        )
+    return str(root.resolve() / (rest if rest.endswith('.py') else f'{rest}.py'))
+
+
+def check_config(name: str) -> str:
+    """The file of a config; stops the program where there is none.
+
+    Args:
+        name: a path, or a name of :func:`config_file`.
+
+    Returns:
+        The path.
 
     Raises:
         SystemExit: its message lists configs of this package with similar names.
     """
+    path = config_file(name)
     if os.path.isfile(path):
-        return
+        return path
     known = [p for p in CONFIGS.resolve().glob('*/*.py') if p.parent.name != '_base_']
     same = [p for p in known if p.as_posix().endswith('/' + path.partition('configs/')[2])]
     lines = [f'config {path!r} is not a file (looked in {os.getcwd()}).']
@@ -110,7 +143,7 @@ def read_config(
     """A config with what ``--cfg-options`` changes in it.
 
     Args:
-        path: of the file.
+        path: of the file, or a name of :func:`config_file`.
         options: what ``--cfg-options`` gave.
         needs: keys that the tool cannot do without, ``a.b`` for one of a dict.
 
@@ -120,7 +153,7 @@ def read_config(
     """
     from mmengine.config import Config
 
-    check_config(path)
+    path = check_config(path)
     try:
         cfg = Config.fromfile(path)
     # A config is a program: it may end in any kind of error.
@@ -239,9 +272,12 @@ def _with_our_options(tool: str) -> type[argparse.ArgumentParser]:
             words = list(sys.argv[1:] if args is None else args)
             # --resume CONFIG: the config is no checkpoint.
             for index, word in enumerate(words[:-1]):
-                if word == '--resume' and words[index + 1].endswith('.py'):
-                    words[index : index + 2] = [words[index + 1], word]
-            return super().parse_args(words, namespace)
+                next_one = words[index + 1]
+                if word == '--resume' and (next_one.endswith('.py') or '::' in next_one):
+                    words[index : index + 2] = [next_one, word]
+            args = super().parse_args(words, namespace)
+            args.config = config_file(args.config)
+            return args
 
     return Parser
 
@@ -265,6 +301,8 @@ def run_installed_tool(name: str, runner: type | None = None) -> None:
         _check_train_cfg(cfg, args.config)
     if hasattr(args, 'checkpoint'):
         check_checkpoint(args.checkpoint)
+    if name == 'test':
+        tool.trigger_visualization_hook = _every_image(tool.trigger_visualization_hook)
     if runner is not None:
         asked = dict(
             testing=hasattr(args, 'checkpoint'),
@@ -272,6 +310,19 @@ def run_installed_tool(name: str, runner: type | None = None) -> None:
         )
         tool.Runner = type(runner.__name__, (runner,), asked)
     exits_on_input_error(tool.main)()
+
+
+def _every_image(trigger: Callable) -> Callable:
+    """``--show`` and ``--show-dir`` draw every image; the hook's own default is each 50th."""
+
+    def triggered(cfg: Config, args: argparse.Namespace) -> Config:
+        cfg = trigger(cfg, args)
+        key = 'default_hooks.visualization.interval'
+        if key not in (args.cfg_options or {}):
+            cfg.merge_from_dict({key: 1})
+        return cfg
+
+    return triggered
 
 
 def _check_train_cfg(cfg: Config, path: str) -> None:

@@ -130,8 +130,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     check_at_least(parser, args, jobs=1, gpus_per_run=1, threads=1)
     if args.seeds and len(set(args.seeds)) != len(args.seeds):
         parser.error(f'--seeds: one of them stands twice: {args.seeds}')
-    for path in args.configs:
-        check_config(path)
+    args.configs = [check_config(path) for path in args.configs]
     names = [Path(p).stem for p in args.configs]
     if len(set(names)) != len(names):
         parser.error(f'two of the configs have one name: {" ".join(sorted(names))}')

@@ -212,7 +212,7 @@ def _size(shape: Shape) -> tuple[int, ...]:
 
 
 def read_config(path: str | Path) -> Config:
-    """The config of a file or of ``package::folder/name.py``.
+    """The config of a file or of ``package::folder/name``, with ``.py`` or without.
 
     Raises:
         FileNotFoundError: there is no such file, or the package is not installed.
@@ -229,7 +229,7 @@ def read_config(path: str | Path) -> Config:
     from mmengine.hub import get_config
 
     try:
-        return get_config(str(path))
+        return get_config(str(path) if str(path).endswith('.py') else f'{path}.py')
     except AssertionError as error:
         raise FileNotFoundError(str(error)) from error
 

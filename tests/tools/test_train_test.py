@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from mmseg_fusion import cli
+from mmseg_fusion.analysis import counting
 
 from .running import ROOT, TOOLS, load, run, small_config
 
@@ -212,3 +214,49 @@ def test_the_tools_of_a_source_checkout_of_mmseg_are_found(tmp_path, monkeypatch
     (tmp_path / 'tools' / 'train.py').write_text('NAME = "from the checkout"\n')
     monkeypatch.setattr(mmseg, '__file__', str(tmp_path / 'mmseg' / '__init__.py'))
     assert cli.installed_tool('train').NAME == 'from the checkout'
+
+
+NAMED = 'mmseg_fusion::fusion_shapes/upernet_r18_1xb4-1k_fusion-shapes-128x128'
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize(
+    'name', [NAMED, f'{NAMED}.py', 'mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024']
+)
+def test_a_config_is_found_by_its_name(name):
+    path = Path(cli.check_config(name))
+    assert path.is_file()
+    assert path.stem == name.rpartition('/')[2].removesuffix('.py')
+    assert cli.read_config(name).model.type == cli.read_config(str(path)).model.type
+    assert counting.read_config(name).model == cli.read_config(name).model
+
+
+@pytest.mark.parametrize(
+    ('name', 'words'),
+    [
+        ('mmseg_fusion::camvid/upernet_r18_1xb16-4k_camvid-360x481', 'upernet_r18_1xb16-4k_camvid'),
+        ('no_such_package::a/b', "'no_such_package' is no installed package with configs"),
+        ('torch::a/b.py', "'torch' is no installed package with configs"),
+        ('::a', "'' is no installed package"),
+    ],
+)
+def test_a_name_that_is_none_is_said(name, words):
+    with pytest.raises(SystemExit, match=re.escape(words)):
+        cli.check_config(name)
+
+
+@pytest.mark.stack
+def test_a_named_config_is_trained_and_tested_and_every_image_is_drawn(tmp_path):
+    small = [
+        'train_cfg.max_iters=1', 'train_cfg.val_interval=2', 'train_dataloader.batch_size=2',
+        'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False',
+        'test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False',
+        'test_dataloader.dataset.length=3', 'model.decode_head.channels=16',
+    ]  # fmt: skip
+    options = ['--work-dir', 'work', '--cfg-options', *small]
+    run(TOOLS / 'train.py', NAMED, *options, cwd=tmp_path)
+    checkpoint = tmp_path / 'work' / 'iter_1.pth'
+    run(TOOLS / 'test.py', NAMED, checkpoint, '--show-dir', 'drawn', *options, cwd=tmp_path)
+    # The config has the hook's own interval, 50.
+    assert 'interval' not in cli.read_config(NAMED).default_hooks.visualization
+    assert len(list((tmp_path / 'drawn').rglob('*.png'))) == 3
