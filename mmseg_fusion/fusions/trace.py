@@ -8,6 +8,7 @@ followed to the convolution or linear layer that takes them.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -242,6 +243,20 @@ class _Call:
         return isinstance(value, Tensor) and value.numel() == self.out.numel()
 
 
+# Since torch 2.1 a module leaves even if its forward pass raised and the model went on.
+_EVEN_IF_IT_RAISES = (
+    dict(always_call=True)
+    if 'always_call' in inspect.signature(nn.Module.register_forward_hook).parameters
+    else {}
+)
+
+
+def _pop_to(entries: list, wanted: Callable[[Any], bool]) -> None:
+    """Takes the last wanted entry, and all behind it, off the end."""
+    while entries and not wanted(entries.pop()):
+        pass
+
+
 class FusionTracer(TorchFunctionMode):
     """Watches the forward passes inside ``with FusionTracer(root):`` for fusions.
 
@@ -332,7 +347,7 @@ class FusionTracer(TorchFunctionMode):
             layer = isinstance(module, (_ConvNd, nn.Linear)) or 'weight' in module._parameters
             enter, leave = self._hooks(name, module if layer else None)
             self._handles.append(module.register_forward_pre_hook(enter))
-            self._handles.append(module.register_forward_hook(leave, always_call=True))
+            self._handles.append(module.register_forward_hook(leave, **_EVEN_IF_IT_RAISES))
         self._undisguised = contextlib.ExitStack()
         for module in self._disguised:
             self._undisguised.enter_context(module.while_traced())
@@ -345,9 +360,10 @@ class FusionTracer(TorchFunctionMode):
                 self._running.append((name, layer))
 
         def leave(*_: Any) -> None:
-            self._inside.pop()
+            # With torch 2.0 what raised within this module has not left; it leaves now.
+            _pop_to(self._inside, lambda entry: entry == name)
             if layer is not None:
-                self._running.pop()
+                _pop_to(self._running, lambda entry: entry[0] == name)
 
         return enter, leave
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import mmseg.models.decode_heads as mmseg_heads
 import pytest
 import torch
@@ -12,7 +14,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import nn
 
-from mmseg_fusion.fusions import FusionTracer, measure_branches, trace_fusions
+from mmseg_fusion.fusions import FusionTracer, measure_branches, trace, trace_fusions
 
 BN = dict(type='BN')
 LEVELS = (8, 16, 24, 32)
@@ -583,7 +585,7 @@ class Tied(nn.Module):
         (Kernel(), 'layer', 'it uses layer.kernel, and only a parameter that is called weight'),
         (Tied(), 'layer.conv', 'its weight is used by conv_transpose2d, which reads it the other'),
         (
-            nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 4, 1)),
+            nn.utils.parametrizations.spectral_norm(nn.Conv2d(6, 4, 1)),
             'layer',
             'computed, or at least none of its parameters',
         ),
@@ -612,3 +614,54 @@ def test_every_reason_was_observed(layer, name, reason):
     assert fusion.name == name
     assert (reason in fusion.reason) if reason else (fusion.reason == '')
     assert fusion.equalizable == (not reason)
+
+
+class Fails(nn.Module):
+    """A layer that raises within itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        raise ValueError('not today')
+
+
+class GoesOn(nn.Module):
+    """Tries a layer, and goes on without it where that raises."""
+
+    def __init__(self):
+        super().__init__()
+        self.tried = Fails()
+        self.fusion = nn.utils.parametrizations.spectral_norm(nn.Conv2d(6, 4, 1))
+        self.plain = nn.Conv2d(6, 4, 1)
+
+    def forward(self, x, y):
+        with contextlib.suppress(ValueError):
+            self.tried(x)
+        both = torch.cat([x, y], 1)
+        return self.fusion(both) + self.plain(both)
+
+
+@pytest.mark.parametrize('hooks', [trace._EVEN_IF_IT_RAISES, {}], ids=['own', 'torch 2.0'])
+def test_an_error_that_the_model_catches(monkeypatch, hooks):
+    monkeypatch.setattr(trace, '_EVEN_IF_IT_RAISES', hooks)
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = GoesOn(), GoesOn()
+
+        def forward(self, x, y):
+            return self.first(x, y) + self.second(x, y)
+
+    fusions = trace_fusions(Outer(), X, Y)
+    names = ['first.fusion', 'first.plain', 'second.fusion', 'second.plain']
+    assert [fusion.name for fusion in fusions] == names
+    assert [fusion.equalizable for fusion in fusions] == [False, True, False, True]
+    # Nothing of what raised is left behind.
+    tracer = FusionTracer(outer := Outer())
+    with tracer, torch.no_grad():
+        outer(X, Y)
+        assert tracer._inside == []
+        assert tracer._running == []
