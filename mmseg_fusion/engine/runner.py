@@ -14,6 +14,7 @@ from torch import nn
 from ..checkpoints import check_finite, fit, last_intact, weights_of
 from ..cli import check_checkpoint
 from ..errors import CheckpointError, InputError
+from ..fusions import is_single_value, single_value_layer
 
 
 class CheckedRunner(Runner):
@@ -44,12 +45,13 @@ class CheckedRunner(Runner):
         try:
             return super().train()
         except ValueError as error:
-            if 'more than 1 value per channel' not in str(error):
+            if not is_single_value(error):
                 raise
             batch = self.train_dataloader.batch_size
+            layer = single_value_layer(error, self._plain_model())
             raise InputError(
                 'a batch norm layer of the model saw a single value per channel, as behind pooling '
-                f'to one cell with one image per process ({error}). '
+                f'to one cell with one image per process{f": {layer}" if layer else ""} ({error}). '
                 f'train_dataloader.batch_size is {batch}: expected 2 or more (with drop_last=True, '
                 "where the last batch is smaller), norm_cfg=dict(type='SyncBN') on several GPUs, "
                 'or a norm that needs no batch, such as GN, in the decode head.'

@@ -17,7 +17,6 @@ from .equalization import (
     EqualizationReport,
     common_module,
     equalize,
-    explain_single_value,
     find_fusions,
     is_inside,
     plan_model,
@@ -34,6 +33,7 @@ from .fold import (
     is_transposed,
 )
 from .plan import plan_equalization, plan_layers
+from .single_value import explain_single_value, is_single_value, single_value_layer
 from .state import kept_state
 from .statistics import (
     BranchStatistics,
@@ -64,6 +64,7 @@ __all__ = [
     'fold_tensors',
     'install_equalizer',
     'is_inside',
+    'is_single_value',
     'is_transposed',
     'kept_state',
     'measure_branches',
@@ -74,6 +75,7 @@ __all__ = [
     'reduce_statistics',
     'refuse_uncalled',
     'select_fusions',
+    'single_value_layer',
     'split_batches',
     'trace_fusions',
 ]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .fold import constants, fold_plan, install_equalizer
 from .plan import plan_layers
+from .single_value import explain_single_value
 from .state import kept_state
 from .statistics import BranchStatistics, measure_branches, measuring, reduce_statistics
 from .trace import Fusion, FusionTracer, Lost, select_fusions
@@ -161,13 +162,6 @@ def plan_model(
             return reduce_statistics(measure_branches(model, batches, run, counted, on_batch)[1])
 
     return plan_layers(fusions, measure, equalize_mean, remeasure)
-
-
-def explain_single_value(error: ValueError, hint: str) -> ValueError:
-    """torch's complaint about a batch norm with one value per channel, with what to do."""
-    if 'more than 1 value per channel' not in str(error):
-        return error
-    return ValueError(f'{hint} ({error})')
 
 
 def equalize(

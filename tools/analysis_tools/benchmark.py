@@ -53,6 +53,7 @@ from prettytable import PrettyTable
 
 from mmseg_fusion.analysis.counting import forget_pretrained
 from mmseg_fusion.checkpoints import fit, read_checkpoint
+from mmseg_fusion.fusions import is_single_value
 
 Mode = Literal['inference', 'train']
 
@@ -336,7 +337,7 @@ def main(argv: Sequence[str] | None = None) -> list[Timing]:
             f'out of memory ({str(error).splitlines()[0]}): give a smaller --batch-size or --shape'
         ) from error
     except ValueError as error:
-        if 'more than 1 value per channel' not in str(error):
+        if not is_single_value(error):
             raise
         raise SystemExit(
             'batch norm cannot train on a single value per channel, as pooling to 1 x 1 gives '

@@ -19,6 +19,7 @@ from ..layers.attention import (
     Implementation,
     SelfAttention,
 )
+from ..layers.single_value import explains_single_values
 from .deeplab_parts import DeepLabParts
 
 Attention = Literal['channelized_axial', 'axial', 'axial_se', 'channelized_self', 'self']
@@ -35,6 +36,7 @@ def with_authors_eps(norm_cfg: dict | None) -> dict | None:
 
 
 @MODELS.register_module()
+@explains_single_values
 class CAAHead(DeepLabParts):
     """Head with channelized axial attention (thesis chapter 3, figure 3.5).
 

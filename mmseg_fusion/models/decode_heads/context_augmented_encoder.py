@@ -14,9 +14,11 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 from ..layers.attention import SelfAttention
+from ..layers.single_value import explains_single_values
 
 
 @MODELS.register_module()
+@explains_single_values
 class ContextAugmentedEncoder(BaseDecodeHead):
     """Wide linear layer, self-attention, trailing convolution, at output stride 32 (section 3.2).
 

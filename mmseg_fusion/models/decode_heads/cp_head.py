@@ -15,6 +15,8 @@ from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
+from ..layers.single_value import explains_single_values
+
 
 class AggregationModule(BaseModule):
     """Fully separable convolution (CPNet, "Aggregation Module"): k x k cells at 4 k per channel.
@@ -82,6 +84,7 @@ class AggregationModule(BaseModule):
 
 
 @MODELS.register_module()
+@explains_single_values
 class CPHead(BaseDecodeHead):
     """Context prior head of CPNet (CVPR 2020, section 3), for features at output stride 8.
 

@@ -11,8 +11,6 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.utils import resize
 from torch import Tensor, nn
 
-from ..layers.image_pool import check_pooled_batch
-
 
 class DeepLabParts(BaseDecodeHead):
     """Decode head with an image level and DeepLabV3+'s decoder, each where it is wanted.
@@ -22,6 +20,8 @@ class DeepLabParts(BaseDecodeHead):
     ``c1_bottleneck`` and ``sep_bottleneck``; a part that is not wanted is None.
     """
 
+    #: One image has one pooled value per channel, whatever its size.
+    single_value_remedies = {'image_pool': 'decode_head.image_level=False'}
     image_pool: nn.Sequential | None
     c1_bottleneck: ConvModule | None
     sep_bottleneck: nn.Sequential | None
@@ -68,7 +68,6 @@ class DeepLabParts(BaseDecodeHead):
         """``parts`` and the image level of ``x`` (N, in_channels, H, W), concatenated."""
         if self.image_pool is None:
             return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
-        check_pooled_batch(type(self).__name__, self.image_pool[1].norm, x)
         return torch.cat([*parts, self.image_pool(x).expand(-1, -1, *x.shape[2:])], dim=1)
 
     def _decoded(self, out: Tensor, inputs: Sequence[Tensor]) -> Tensor:

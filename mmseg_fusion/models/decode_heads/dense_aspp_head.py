@@ -15,8 +15,11 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from ..layers.single_value import explains_single_values
+
 
 @MODELS.register_module()
+@explains_single_values
 class DenseASPPHead(BaseDecodeHead):
     """Dilated branches, each of which sees the input and all earlier branches (equation 3).
 

@@ -8,8 +8,11 @@ from mmseg.models.decode_heads import FCNHead
 from mmseg.registry import MODELS
 from torch import Tensor
 
+from ..layers.single_value import explains_single_values
+
 
 @MODELS.register_module()
+@explains_single_values
 class DetachedFCNHead(FCNHead):
     """MMSegmentation's FCN head behind a stop-gradient: a probe of a backbone's features.
 

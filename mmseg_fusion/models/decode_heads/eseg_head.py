@@ -11,8 +11,11 @@ from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from ..layers.single_value import explains_single_values
+
 
 @MODELS.register_module()
+@explains_single_values
 class ESegHead(BaseDecodeHead):
     r"""Softmax-weighted sum of the levels, one separable convolution, classifier (ESeg, figure 3).
 

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from ..layers.dense_feature_pyramid import DenseFeaturePyramid, Form, stack_features
 from ..layers.headless import build_headless, feature_of, with_levels
 from ..layers.levels import check_levels
+from ..layers.single_value import explains_single_values
 from ..necks.gated_fully_fusion import TOP_DOWN
 
 
 @MODELS.register_module()
+@explains_single_values
 class GFFHead(BaseDecodeHead):
     """GFFNet behind any backbone (figure 3).
 

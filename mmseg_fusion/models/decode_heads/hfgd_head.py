@@ -20,6 +20,7 @@ from torch.func import functional_call
 from ..layers.attention import AxialAttention
 from ..layers.headless import build_headless, check_head, feature_of, with_levels
 from ..layers.levels import check_levels
+from ..layers.single_value import explains_single_values
 
 
 def _refines(args: tuple, kwargs: dict[str, Any]) -> bool:
@@ -32,6 +33,7 @@ def _refines(args: tuple, kwargs: dict[str, Any]) -> bool:
 
 
 @MODELS.register_module()
+@explains_single_values
 class HFGDHead(BaseDecodeHead):
     """An upsampler that is guided by the backbone's high-level feature (section 3, figure 2).
 

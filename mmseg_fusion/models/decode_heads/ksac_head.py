@@ -14,10 +14,12 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 from ..layers.kernel_sharing import Implementation, KernelSharingAtrousConv
+from ..layers.single_value import explains_single_values
 from .deeplab_parts import DeepLabParts
 
 
 @MODELS.register_module()
+@explains_single_values
 class KSACHead(DeepLabParts):
     """Kernel-sharing atrous convolution in DeepLab's place for ASPP (thesis section 2.2).
 

@@ -11,8 +11,11 @@ from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads import ASPPHead
 from mmseg.registry import MODELS
 
+from ..layers.single_value import explains_single_values
+
 
 @MODELS.register_module()
+@explains_single_values
 class LinearASPPHead(ASPPHead):
     """MMSegmentation's ``ASPPHead`` with neither norm nor activation behind its last convolution.
 

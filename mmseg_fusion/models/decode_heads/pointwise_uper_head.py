@@ -12,8 +12,11 @@ from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads import UPerHead
 from mmseg.registry import MODELS
 
+from ..layers.single_value import explains_single_values
+
 
 @MODELS.register_module()
+@explains_single_values
 class PointwiseUPerHead(UPerHead):
     """MMSegmentation's ``UPerHead`` whose convolution behind the pyramid pooling module is 1x1.
 

@@ -10,9 +10,11 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 from ..layers.attention import SelfAttention
+from ..layers.single_value import explains_single_values
 
 
 @MODELS.register_module()
+@explains_single_values
 class SAHead(BaseDecodeHead):
     """Self-attention head of the thesis' chapter 4 ("SA" in its tables 4.1 and 4.5).
 

@@ -17,6 +17,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from ..layers.levels import check_levels, resize_to
+from ..layers.single_value import explains_single_values
 
 
 class TopDown(nn.Module):
@@ -54,6 +55,7 @@ class TopDown(nn.Module):
 
 
 @MODELS.register_module()
+@explains_single_values
 class SemanticFPNHead(BaseDecodeHead):
     """Semantic FPN from the backbone's levels, pyramid included (Panoptic FPN, section 3).
 
@@ -177,6 +179,7 @@ class SemanticFPNHead(BaseDecodeHead):
 
 
 @MODELS.register_module()
+@explains_single_values
 class USFPNHead(SemanticFPNHead):
     """Ultra Semantic FPN (HFGD, section 3.3 and figure 5).
 

@@ -14,12 +14,14 @@ from mmseg.utils import ConfigType, SampleList, add_prefix
 from torch import Tensor, nn
 
 from ..layers.precision import without_autocast
+from ..layers.single_value import explains_single_values
 
 #: The first attention, whose answer the extra branch gives, and the second, by ``order``.
 _ORDERS = {'channel_spatial': ('cam', 'pam'), 'spatial_channel': ('pam', 'cam')}
 
 
 @MODELS.register_module()
+@explains_single_values
 class SequentialDualAttentionHead(BaseDecodeHead):
     r"""Channel attention, then spatial attention (thesis section 3.2, figures 3.1b and 3.2).
 

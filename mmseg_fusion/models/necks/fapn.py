@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..layers.deform_conv import Implementation, ModulatedDeformConv2d
 from ..layers.levels import resize_to
+from ..layers.single_value import explains_single_values
 
 
 class FeatureSelection(nn.Module):
@@ -96,6 +97,7 @@ class FeatureAlignment(nn.Module):
 
 
 @MODELS.register_module()
+@explains_single_values
 class FaPN(BaseModule):
     """Feature-aligned pyramid network (Huang et al., ICCV 2021, arXiv 2108.07058, section 3).
 

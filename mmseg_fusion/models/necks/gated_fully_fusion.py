@@ -15,6 +15,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from ..layers.levels import resize_to
+from ..layers.single_value import explains_single_values
 
 Fusion = Literal['gff', 'concat', 'add', 'fpn', 'gated_fpn']
 Update = Literal['simultaneous', 'sequential']
@@ -52,6 +53,7 @@ def _by_size(terms: Sequence[Tensor]) -> tuple[list[tuple[int, int]], list[Tenso
 
 
 @MODELS.register_module()
+@explains_single_values
 class GatedFullyFusion(BaseModule):
     r"""Fuses every level of a backbone with every other one (equations 1 to 5).
 
