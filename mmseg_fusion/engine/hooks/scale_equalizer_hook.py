@@ -95,8 +95,8 @@ class ScaleEqualizerHook(Hook):
     summed, so that all weights stay identical. All of this is chosen; the paper leaves it open.
 
     Args:
-        mode: ``'fold'`` divides each weight block by its standard deviation, the recommended
-            form; ``'module'`` keeps the equalizers as constants during training. Equal at the
+        mode: ``'fold'`` divides each weight block by its standard deviation, as algorithm 1;
+            ``'module'`` keeps the equalizers as constants during training. Equal at the
             start, not in training: a step of SGD on a folded weight acts ``std^2`` times as
             strongly on the effective one, a step of Adam ``std`` times. In both modes a saved
             checkpoint loads strictly into the plain model and gives the same logits.

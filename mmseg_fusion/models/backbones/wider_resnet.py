@@ -129,7 +129,7 @@ class WiderResNet(BaseModule):
     backbone.
 
     Chosen: output stride 16, by the same rule; depths 16 and 20, which have fewer blocks (1, 1, 1,
-    1, 1, 1 and 1, 1, 1, 3, 1, 1) and no published weights, and ``base_channels``, for small models.
+    1, 1, 1 and 1, 1, 1, 3, 1, 1), without weights to load; and ``base_channels``, for small models.
 
     Args:
         depth: 38, or 16 or 20.

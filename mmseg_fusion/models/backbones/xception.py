@@ -108,19 +108,19 @@ class AlignedXception(BaseModule):
     Levels: 0 has stride 4 and 256 channels, the low-level feature of DeepLabV3+'s decoder (second
     convolution of the second entry block); 1 has stride 8 and 728 channels (second convolution of
     the third entry block, chosen likewise); 2 is the middle flow's output, 728 channels at stride
-    16, or 8; 3 is the exit flow's, 2048 channels at the output stride. Levels 0, 1 and 2 are taken
-    before their ReLU, as in the authors' code.
+    16, or 8; 3 is the exit flow's, 2048 channels at the output stride. Level 0 is taken before the
+    ReLU that follows it, as in the authors' code, and so are 1 and 2 (chosen).
 
     Chosen where the paper's figure leaves it open, as in the published code of DeepLab: ReLU
     before each separable convolution of entry and middle flow and of the exit block, and inside
     the last three separable convolutions instead; dilation starts behind the convolution that
     lost its stride; padding by the dilation on every side. No multi-grid rates.
 
-    ImageNet weights: DeepLab's own, as timm publishes them for its ``xception41`` and
-    ``xception65``, load as they are (``init_cfg=dict(type='Pretrained', checkpoint=...)``). They
-    want ``norm_cfg=dict(type='SyncBN', eps=1e-3)`` and images normalized with mean and standard
-    deviation 127.5. On top of a config with ``model.pretrained``, set ``model.pretrained=None``:
-    MMSegmentation moves those weights into the backbone.
+    ImageNet weights: DeepLab's own, as timm publishes them for its ``xception41.tf_in1k`` and
+    ``xception65.tf_in1k``, load as they are (``init_cfg=dict(type='Pretrained',
+    checkpoint=...)``). They want ``norm_cfg=dict(type='SyncBN', eps=1e-3)`` and images normalized
+    with mean and standard deviation 127.5. On top of a config with ``model.pretrained``, set
+    ``model.pretrained=None``: MMSegmentation moves those weights into the backbone.
 
     Args:
         depth: 65, or 41 with 8 blocks in the middle flow.

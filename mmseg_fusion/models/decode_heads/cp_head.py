@@ -109,10 +109,11 @@ class CPHead(BaseDecodeHead):
     Raises:
         ValueError: ``am_kernel_size`` is even, or a size is not positive.
 
-    Differs from the paper, whose feature must be as large as the grid (64 x 64 there): a feature
-    of any other size is resized to the grid, bilinearly, as the authors of CAR do. A feature much
-    larger than the grid is worth sliding windows (``test_cfg=dict(mode='slide', ...)``). The
-    product with 1 - P is computed as the mean feature minus the product with P.
+    Differs from the authors' code, whose feature must be as large as the grid (64 x 64 in their
+    config): a feature of any other size is resized to the grid, bilinearly, as the authors of CAR
+    do (without aligned corners; here ``align_corners`` says). A feature much larger than the grid
+    is worth sliding windows (``test_cfg=dict(mode='slide', ...)``). The product with 1 - P is
+    computed as the mean feature minus the product with P.
     """
 
     def __init__(

@@ -132,10 +132,12 @@ class FaPN(BaseModule):
             ``deformable_groups`` does not divide, an unknown ``implementation``, or another number
             of inputs than ``in_channels``.
 
-    As in the authors' code, and not in the paper: the level above counts twice where the offsets
-    are decided on, neither selection has a norm, the topmost level has no 3x3 convolution. Differs
-    from it: the convolution in front of the offsets has a norm for itself, which the authors build
-    once and pass on; no further level is pooled on top (that is for detection).
+    As in the authors' code for detection: the level above counts twice where the offsets are
+    decided on; the selection has no norm, the convolution in front of the offsets one of its own;
+    the topmost level has no 3x3 convolution. Differs from it: no further level is pooled on top,
+    and the topmost 1x1 starts as the other convolutions do, theirs as PyTorch's own. Their pixel
+    decoder for MaskFormer is another form: a 1x1 convolution with norm in the place of the
+    selection, and one norm for the offsets' convolution and the output's together.
     """
 
     def __init__(

@@ -89,10 +89,10 @@ class GatedFullyFusion(BaseModule):
         gate_input: what the convolution :math:`w_l` of :math:`G_l = \mathrm{sigmoid}(w_l * X_l)`
             sees: the level as the backbone gave it (``'raw'``) or after its reduction
             (``'reduced'``, another reading). For ``'raw'`` speak the paper and the authors' code.
-            Section 3.1 introduces :math:`X_i` with :math:`C_i` channels as extracted from the
-            backbone, gives :math:`w_i` the shape 1 x 1 x :math:`C_i`, and leaves the 1x1
-            convolutions of the reduction out of its notation; the code gates the level in front of
-            its reduction.
+            Section "Multi-level Feature Fusion" introduces :math:`X_i` with :math:`C_i` channels as
+            extracted from the backbone and leaves the 1x1 convolutions of the reduction out of its
+            notation, section "Gated Fully Fusion" gives :math:`w_i` the shape 1 x 1 x :math:`C_i`;
+            the code gates the level in front of its reduction.
         num_convs: 3x3 convolutions behind the fusion of each level. The authors' code has none.
         align_corners: of the resizing.
         conv_cfg: of all convolutions but those of the gates.
