@@ -26,6 +26,8 @@ NECKS = {
 }
 #: Levels of 8, 4, 2 and 1 cells a side; and of one cell each.
 SIZES = (31, 4)
+#: Which layer it is stands in frames of torch's own code.
+pytestmark = pytest.mark.stack
 #: First layer of a head that meets a single value, at these sizes; None where it trains.
 STOPS: dict[str, tuple[str | None, str | None]] = {
     'BiFPN': (None, None),  # its topmost levels are one cell by design: running statistics there
