@@ -23,6 +23,8 @@ extensions = [
     'sphinx.ext.mathjax',
     'sphinx.ext.napoleon',
     'sphinx.ext.viewcode',
+    'sphinx_copybutton',
+    'sphinx_design',
 ]
 exclude_patterns = ['_build', '_templates']
 templates_path = ['_templates']
@@ -41,5 +43,11 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_custom_sections = ['Shape', 'Differs from the paper']
 
+# A prompt is not copied.
+copybutton_prompt_text = r'>>> |\.\.\. |\$ '
+copybutton_prompt_is_regexp = True
+
 html_theme = 'furo'
 html_title = f'mmseg-fusion {release}'
+html_static_path = ['_static']
+html_css_files = ['site.css']

@@ -20,12 +20,105 @@ PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
 PAGES = [page for page in PAGES if '_build' not in page.parts and '_generated' not in page.parts]
 pages = pytest.mark.parametrize('page', PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 
+# Every page that people read, as HTML or where the repository is hosted.
+LINKED = [*PAGES, *sorted((ROOT / 'configs').rglob('README.md')), ROOT / 'CONTRIBUTING.md']
+METHODS = sorted((ROOT / 'docs' / 'methods').glob('*.md'))
+# What a page about a method has first, in this order; more may follow.
+HEADINGS = ['Idea', 'Use', 'Options', 'Results', 'Pictures', 'Differences from the paper']
+
 FOLDERS = 'configs|tools|tests|requirements|docs|mmseg_fusion'
 
 
 def code_blocks(page: Path, language: str) -> list[str]:
     fence = re.compile(rf'^```{language}\n(.*?)^```', re.MULTILINE | re.DOTALL)
     return fence.findall(page.read_text(encoding='utf-8'))
+
+
+def without_code(page: Path) -> str:
+    """The text of a page as it is read: no blocks of code, no code in a line, no comments."""
+    text = page.read_text(encoding='utf-8')
+    text = re.sub(r'^(`{3,})(?!\{).*?^\1`*$', '', text, flags=re.MULTILINE | re.DOTALL)
+    # A role, such as {doc}`page`, is no code.
+    code = r'(\{\w+\}`[^`]*`)|`[^`\n]+`|<!--.*?-->'
+    return re.sub(code, lambda m: m[1] or '', text, flags=re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that the headings of a page get, on its host and in the HTML."""
+    text = page.read_text(encoding='utf-8')
+    text = re.sub(r'^(`{3,}).*?^\1`*$', '', text, flags=re.MULTILINE | re.DOTALL)
+    found: set[str] = set()
+    # Deeper headings have none in the HTML: `myst_heading_anchors`.
+    for heading in re.findall(r'^#{1,3} (.+)$', text, re.MULTILINE):
+        heading = re.sub(r'\[([^]]*)\]\([^)]*\)', r'\1', heading).replace('`', '')
+        slug = re.sub(r'[^\w\- ]', '', heading.strip().lower()).replace(' ', '-')
+        number = 0
+        while (name := f'{slug}-{number}' if number else slug) in found:
+            number += 1
+        found.add(name)
+    return found
+
+
+def broken_links(page: Path) -> list[str]:
+    """Links inside the repository that lead nowhere."""
+    text, broken = without_code(page), []
+    # A title stands behind the address of some.
+    links = re.findall(r'\]\(([^)\s]+)[^)]*\)', text)
+    links += [f'{name}.md' for name in re.findall(r'\{doc\}`(?:[^`<]*<)?([^`>]+)>?`', text)]
+    for link in links:
+        if re.match(r'[a-z]+:', link):
+            continue
+        name, _, anchor = link.partition('#')
+        target = page.parent / name if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize('page', LINKED, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    assert broken_links(page) == []
+
+
+def test_a_broken_link_is_found(tmp_path: Path) -> None:
+    (tmp_path / 'other.md').write_text('# A `b`, c\n\n## Twice\n\n## Twice\n', encoding='utf-8')
+    page = tmp_path / 'page.md'
+    page.write_text(
+        '# Here\n\n[a](other.md#a-b-c) [b](other.md#twice-1) [c](#here) {doc}`other`\n'
+        '{doc}`text <other>` [far](https://example.org/none#x) `[code](none.md)`\n'
+        '```python\n# [code](none.md)\n```\n',
+        encoding='utf-8',
+    )
+    assert broken_links(page) == []
+    page.write_text('[a](other.md#b) [b](none.md) [c](#there) {doc}`none`\n', encoding='utf-8')
+    assert broken_links(page) == ['other.md#b', 'none.md', '#there', 'none.md']
+
+
+@pages
+def test_included_parts_are_there(page: Path) -> None:
+    text = page.read_text(encoding='utf-8')
+    for name, options in re.findall(r'^```\{include\} (\S+)\n(.*?)^```', text, re.M | re.S):
+        included = (page.parent / name).read_text(encoding='utf-8')
+        for option in ('start-after', 'end-before'):
+            (mark,) = re.findall(rf'^:{option}: "(.*)"$', options, re.MULTILINE)
+            assert mark in included, f'{page.name}: {name} has no {mark}'
+            included = included.split(mark, 1)[1]
+
+
+@pytest.mark.parametrize('page', METHODS, ids=lambda p: p.stem)
+def test_pages_of_methods_have_one_order(page: Path) -> None:
+    text = re.sub(
+        r'^```.*?^```$', '', page.read_text(encoding='utf-8'), flags=re.MULTILINE | re.DOTALL
+    )
+    headings = re.findall(r'^## (.+)$', text, re.MULTILINE)
+    assert headings[: len(HEADINGS)] == HEADINGS
+    # None of them is empty, and the drawing is part of the idea.
+    parts = re.split(r'^## .+$', page.read_text(encoding='utf-8'), flags=re.MULTILINE)
+    assert all(len(part.strip()) > 80 for part in parts[1:])
+    assert f'](drawings/{page.stem}.svg)' in parts[1 + HEADINGS.index('Idea')]
+    assert '```python' in parts[1 + HEADINGS.index('Use')]
+    for what in ('<!-- paper: begin -->', '{include} ../results.md'):
+        assert what in parts[1 + HEADINGS.index('Results')]
 
 
 @pages
