@@ -15,6 +15,8 @@ model = dict(
         norm_cfg=dict(momentum=0.0003)),
     decode_head=dict(
         dropout_ratio=0.,
+        # The classifier's start: Keras' default, which the authors keep.
+        init_cfg=dict(type='Xavier', distribution='uniform', override=dict(name='conv_seg')),
         norm_cfg=head_norm_cfg,
         num_classes=59),
     auxiliary_head=None)

@@ -201,6 +201,13 @@ AUTHORS: list[tuple[str, str, Any]] = [
     ),
     ('dropout', 'none', lambda c: c.model.decode_head.dropout_ratio or 'none'),
     (
+        'start of the classifier',
+        "Xavier uniform, no bias (Keras' default)",
+        lambda c: '{type} {distribution}, no bias (Keras\' default)'.format(
+            **c.model.decode_head.init_cfg
+        ) * (c.model.decode_head.init_cfg.override == dict(name='conv_seg')),
+    ),
+    (
         'resizing',
         'corners aligned',
         lambda c: 'corners aligned' * c.model.decode_head.align_corners,
@@ -275,6 +282,31 @@ def test_weight_decay_reaches_the_authors_layers(car: bool) -> None:
         expected.add('decode_head.out_conv.conv.weight')
     assert found == expected
     assert [block.conv2.dilation[0] for block in model.backbone.layer4] == [4, 8, 16]
+
+
+@pytest.mark.parametrize('car', [False, True])
+def test_only_the_classifier_starts_as_keras_has_it(car: bool) -> None:
+    cfg = for_a_cpu(read(FLAGSHIP[int(car)]).to_dict())['model']
+    cfg['backbone']['init_cfg'] = None
+    starts = {}
+    for own in (True, False):
+        if not own:
+            cfg['decode_head'].pop('init_cfg')
+        model = MODELS.build(cfg)
+        set_random_seed(0)
+        model.decode_head.init_weights()
+        starts[own] = model.decode_head.state_dict()
+    weight, bias = (starts[True][f'conv_seg.{key}'] for key in ('weight', 'bias'))
+    bound = (6 / (512 + 59)) ** 0.5
+    assert 0.99 * bound < weight.abs().max() <= bound
+    assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
+    assert not bias.any()
+    # MMSegmentation's, which the other rows keep.
+    assert starts[False]['conv_seg.weight'].std().item() == pytest.approx(0.01, rel=0.02)
+    other = [name for name in starts[True] if 'weight' in name and 'conv_seg' not in name]
+    for name in other:
+        spread = [starts[own][name].std().item() for own in (True, False)]
+        assert spread[0] == pytest.approx(spread[1], rel=0.05, abs=1e-6), name
 
 
 # --- what the settings do ------------------------------------------------------------------------
