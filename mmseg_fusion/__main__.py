@@ -46,11 +46,12 @@ def versions(kind: str) -> list[tuple[str, str, str]]:
     tried = re.search(r'Python ([\d.]+)', text)
     rows = [('python', platform.python_version(), tried.group(1) if tried else '')]
     for name in dict.fromkeys((*tested, *DEPENDENCIES)):
-        found = compat.installed(instead.get(name, (name,)))
+        installed = compat.installed(instead.get(name, (name,)))
         pin = tested.get(name, '')
-        if found and name not in found:  # the row is named as what is there, the pin as what it is
-            name, pin = next(iter(found)), f'{name} {pin}'
-        text = ', '.join(v if n == name else f'{n} {v}' for n, v in found.items())
+        # The row is named as what is there, the pin as what it is.
+        if installed and name not in installed:
+            name, pin = next(iter(installed)), f'{name} {pin}'
+        text = ', '.join(v if n == name else f'{n} {v}' for n, v in installed.items())
         rows.append((name, text or '-', pin))
     return rows
 

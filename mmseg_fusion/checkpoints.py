@@ -66,13 +66,13 @@ def weights_of(checkpoint: Any, path: str) -> dict[str, Tensor]:
     """
     state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else None
     if isinstance(state, dict):
-        found = {
+        weights = {
             str(key).removeprefix('module.'): value
             for key, value in state.items()
             if isinstance(value, Tensor)
         }
-        if found:
-            return found
+        if weights:
+            return weights
     if not isinstance(checkpoint, dict):
         held = type(checkpoint).__name__
     elif not isinstance(state, dict):
@@ -117,12 +117,12 @@ def fit(
             shape, or are not finite. The message names them and what is near.
     """
     path = os.fspath(path)
-    found = weights_of(checkpoint, path)
+    weights = weights_of(checkpoint, path)
     whose = f'checkpoint {path}'
     experiment = (checkpoint.get('meta') or {}).get('experiment_name')
     trained = f' It was trained as {experiment}.' if experiment else ''
     try:
-        wrong = model.load_state_dict(found, strict=False)
+        wrong = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         shapes = re.findall(r'size mismatch for ([^:]+):.*?(\[.*?\]).*?(\[.*?\])', str(error))
         lines = [f'{name} {theirs} instead of {ours}' for name, theirs, ours in shapes]

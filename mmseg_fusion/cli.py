@@ -72,8 +72,8 @@ def config_file(name: str) -> str:
     Raises:
         SystemExit: there is no such package, or it has no configs.
     """
-    package, found, rest = name.partition('::')
-    if not found:
+    package, separator, rest = name.partition('::')
+    if not separator:
         return name
     root: Path | None = CONFIGS
     if package != 'mmseg_fusion':
@@ -107,12 +107,12 @@ def check_config(name: str) -> str:
     same = [p for p in known if p.as_posix().endswith('/' + path.partition('configs/')[2])]
     lines = [f'config {path!r} is not a file (looked in {os.getcwd()}).']
     if os.path.isdir(path):
-        found = sorted(Path(path).glob('*.py'))
-        lines += ['That folder holds:'] * bool(found) + [f'  {_shown(p)}' for p in found]
+        near = sorted(Path(path).glob('*.py'))
+        lines += ['That folder holds:'] * bool(near) + [f'  {_shown(p)}' for p in near]
     else:
-        found = (same if 'configs/' in path else []) or _closest(path, known)
-        lines += ['Did you mean one of these?'] * bool(found) + [f'  {_shown(p)}' for p in found]
-    if not found:
+        near = (same if 'configs/' in path else []) or _closest(path, known)
+        lines += ['Did you mean one of these?'] * bool(near) + [f'  {_shown(p)}' for p in near]
+    if not near:
         lines.append(f'The configs of this package are in {_shown(CONFIGS.resolve())}.')
     raise SystemExit('\n'.join(lines))
 
@@ -126,10 +126,10 @@ def check_checkpoint(path: str) -> None:
     if '://' in path or os.path.isfile(path):
         return
     folder = Path(path) if os.path.isdir(path) else Path(path).parent
-    found = sorted(folder.glob('*.pth'), key=lambda p: p.stat().st_mtime, reverse=True)
+    checkpoints = sorted(folder.glob('*.pth'), key=lambda p: p.stat().st_mtime, reverse=True)
     lines = [f'checkpoint {path!r} is not a file (looked in {os.getcwd()}).']
-    if found:
-        lines += [f'{folder} holds, newest first:', *(f'  {p}' for p in found)]
+    if checkpoints:
+        lines += [f'{folder} holds, newest first:', *(f'  {p}' for p in checkpoints)]
     elif not folder.is_dir():
         lines.append(f'There is no folder {str(folder)!r}; tools/train.py writes to --work-dir.')
     raise SystemExit('\n'.join(lines))

@@ -100,15 +100,15 @@ def predict_branches(model: nn.Module, data: dict[str, Any]) -> list[dict[str, n
         return [s.pred_sem_seg.data[0].cpu().numpy() for s in model.test_step(data)]
 
     with _instead(head, forward=keep):
-        found = {PREDICTION: answers()}
+        predicted = {PREDICTION: answers()}
     for name, index in branches.items():
         # The same windows in the same order.
         logits = iter([(outputs[index],) for outputs in kept])
         features = _instead(model, extract_feat=lambda inputs: None)
         with features, _instead(head, forward=lambda inputs, logits=logits: next(logits)):
-            found[name] = answers()
+            predicted[name] = answers()
     names = [*branches, PREDICTION]
-    return [dict(zip(names, image)) for image in zip(*(found[name] for name in names))]
+    return [dict(zip(names, image)) for image in zip(*(predicted[name] for name in names))]
 
 
 # --- numbers -----------------------------------------------------------------------------------

@@ -167,10 +167,10 @@ def class_tokens(model: nn.Module, layer: str = 'auto') -> Tensor:
     name = find_layer(model, layer)
     weight = getattr(model.get_submodule(name), 'weight', None)
     if not isinstance(weight, Tensor) or weight.dim() < 2 or len(weight) < 2:
-        found = tuple(weight.shape) if isinstance(weight, Tensor) else None
+        shape = tuple(weight.shape) if isinstance(weight, Tensor) else None
         raise InputError(
             f'layer {name!r} has no weight with a row per class: expected (classes, channels, ...),'
-            f' got {found}; name a classifier with --layer'
+            f' got {shape}; name a classifier with --layer'
         )
     return weight.detach().cpu().double().flatten(1)
 

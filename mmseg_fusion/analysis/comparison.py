@@ -128,17 +128,17 @@ def paired_difference(baseline: dict[int, float], other: dict[int, float]) -> Di
     seeds = sorted(set(baseline) & set(other))
     if not seeds:
         return None
-    found = [other[s] - baseline[s] for s in seeds]
+    differences = [other[s] - baseline[s] for s in seeds]
     if len(seeds) == 1:
-        return Difference(found[0], None, None, 1)
-    if len({round(d, 12) for d in found}) == 1:
+        return Difference(differences[0], None, None, 1)
+    if len({round(d, 12) for d in differences}) == 1:
         # No spread at all, of which scipy makes NaN.
-        return Difference(found[0], found[0], found[0], len(seeds))
+        return Difference(differences[0], differences[0], differences[0], len(seeds))
     from scipy.stats import ttest_rel
 
     test = ttest_rel([other[s] for s in seeds], [baseline[s] for s in seeds])
     low, high = test.confidence_interval(0.95)
-    return Difference(mean(found), float(low), float(high), len(seeds))
+    return Difference(mean(differences), float(low), float(high), len(seeds))
 
 
 def runs_of(record: dict[str, Any], name: str) -> dict[int, dict[str, Any]]:
@@ -169,8 +169,8 @@ def rows(record: dict[str, Any], group: dict[str, Any]) -> list[dict[str, Any]]:
                 for c in classes
             }
             for key in ('seconds_per_iteration', 'peak_memory_mb', 'parameters'):
-                found = [r[key] for r in runs.values() if r.get(key) is not None]
-                row[key] = median(found) if found else None
+                measured = [r[key] for r in runs.values() if r.get(key) is not None]
+                row[key] = median(measured) if measured else None
         table.append(row)
     return table
 
@@ -225,11 +225,11 @@ def tables(record: dict[str, Any], markdown: bool = False) -> str:
     end = common_end([*record['configs']])
     parts = []
     for group in record['groups']:
-        found = rows(record, group)
-        lines = [(row['config'].removesuffix(end), *cells(row)) for row in found]
+        table = rows(record, group)
+        lines = [(row['config'].removesuffix(end), *cells(row)) for row in table]
         parts.append(f'## {group["title"]}' if markdown else group['title'])
         parts.append('\n'.join(_table(COLUMNS, lines, markdown)))
-        done = [row for row in found if row['n']]
+        done = [row for row in table if row['n']]
         if done:
             classes = list(done[0]['IoU'])
             lines = [
@@ -379,11 +379,11 @@ def draw(record: dict[str, Any], path: Path) -> None:
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
 
-    found = [(g, [r for r in rows(record, g) if r['n']]) for g in record['groups']]
-    lines = sum(len(r) for _, r in found)
-    figure, axis = plt.subplots(figsize=(8, 1.2 + 0.36 * (lines + len(found))))
+    tables = [(g, [r for r in rows(record, g) if r['n']]) for g in record['groups']]
+    lines = sum(len(r) for _, r in tables)
+    figure, axis = plt.subplots(figsize=(8, 1.2 + 0.36 * (lines + len(tables))))
     height, ticks, labels = 0.0, [], []
-    for group, table in found:
+    for group, table in tables:
         if not table:
             continue
         height -= 1

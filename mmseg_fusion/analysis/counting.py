@@ -352,7 +352,7 @@ def _run(
         inside = (f'{name}.{child}' if name else child for child, _ in part.named_children())
         own = seen[name] // 2 if name in seen else sum(flops.get(n, 0) for n in inside)
         flops[name], params[name] = own, sum(p.numel() for p in part.parameters())
-    flops, params = (dict(reversed(list(found.items()))) for found in (flops, params))
+    flops, params = (dict(reversed(list(of.items()))) for of in (flops, params))
     return Counts(
         flops=flops[''],
         params=params[''],
@@ -377,8 +377,8 @@ def _unfused_attention() -> Iterator[None]:
         mha.set_fastpath_enabled(enabled)
 
 
-def _watch(name: str, module: nn.Module, total: Callable[[], int], found: dict[str, int]) -> None:
-    """Adds what ``total`` grows by in ``module.forward`` to ``found[name]``.
+def _watch(name: str, module: nn.Module, total: Callable[[], int], counts: dict[str, int]) -> None:
+    """Adds what ``total`` grows by in ``module.forward`` to ``counts[name]``.
 
     Not a hook: segmentors call ``decode_head.forward(...)``, which runs none.
     """
@@ -388,7 +388,7 @@ def _watch(name: str, module: nn.Module, total: Callable[[], int], found: dict[s
     def watched(*args: Any, **kwargs: Any) -> Any:
         before = total()
         result = forward(*args, **kwargs)
-        found[name] = found.get(name, 0) + total() - before
+        counts[name] = counts.get(name, 0) + total() - before
         return result
 
     module.forward = watched
@@ -450,14 +450,14 @@ def _formulas() -> dict[Any, Any]:
         '_scaled_dot_product_flash_attention_for_cpu': _sdpa,
         '_scaled_dot_product_fused_attention_overrideable': _sdpa,
     }
-    found = {
+    formulas = {
         getattr(torch.ops.aten, name): formula
         for name, formula in aten.items()
         if hasattr(torch.ops.aten, name)
     }
     if hasattr(torch.ops.torchvision, 'deform_conv2d'):
-        found[torch.ops.torchvision.deform_conv2d] = _deform_conv2d
-    return found
+        formulas[torch.ops.torchvision.deform_conv2d] = _deform_conv2d
+    return formulas
 
 
 class _Foreign(TorchDispatchMode):

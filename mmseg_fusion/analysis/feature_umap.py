@@ -129,16 +129,17 @@ class PixelSample:
         numbers = np.arange(label.size).reshape(label.shape)
         under = [p.on_grid(numbers, grid, fill=-1) for p, grid in zip(placements, grids)]
         pixels = min((np.unique(cells[cells >= 0]) for cells in under), key=len)
-        found = label.reshape(-1)[pixels]
-        pixels, found = pixels[found != IGNORE], found[found != IGNORE]
-        check_classes(first.path, found, self.num_classes)
+        categories = label.reshape(-1)[pixels]
+        known = categories != IGNORE
+        pixels, categories = pixels[known], categories[known]
+        check_classes(first.path, categories, self.num_classes)
         image = len(self.images)
         self.images.append(first.path)
-        self.counts += np.bincount(found, minlength=self.num_classes)
+        self.counts += np.bincount(categories, minlength=self.num_classes)
         # An image of its own stream: what it gives does not depend on those before.
         random = np.random.default_rng([self.seed, image])
-        for category in np.unique(found).tolist():
-            mine = random.permutation(pixels[found == category])[: self.pixels_per_class]
+        for category in np.unique(categories).tolist():
+            mine = random.permutation(pixels[categories == category])[: self.pixels_per_class]
             draws = random.random(len(mine))
             self._merge(category, image, label.shape[1], mine, draws, views, placements)
 
@@ -215,12 +216,12 @@ def find_classes(names: Sequence[str], classes: Sequence[str]) -> list[int]:
     Raises:
         InputError: there is no such class; the message lists near matches, or all.
     """
-    found = []
+    ids = []
     for name in names:
         if name in classes:
-            found.append(list(classes).index(name))
+            ids.append(list(classes).index(name))
         elif name.isdecimal() and int(name) < len(classes):
-            found.append(int(name))
+            ids.append(int(name))
         else:
             near = difflib.get_close_matches(name, classes, n=5, cutoff=0.6)
             hint = f'Did you mean {", ".join(near)}? ' if near else ''
@@ -228,7 +229,7 @@ def find_classes(names: Sequence[str], classes: Sequence[str]) -> list[int]:
                 f'--classes: there is no class {name!r}. {hint}Expected a number from 0 to '
                 f'{len(classes) - 1} or one of: {", ".join(classes)}'
             )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(ids))
 
 
 # ------------------------------------------------------------------------------------ the numbers
@@ -425,7 +426,7 @@ def embed_sample(
         ImportError: ``embed`` is that of UMAP, and umap-learn is not installed.
         ValueError: ``embed`` gives no points in the plane.
     """
-    found = []
+    embeddings = []
     for name, features in zip(names, sample.features):
         points = np.asarray(embed(features.numpy()))
         if points.shape != (len(features), 2) or not np.isfinite(points).all():
@@ -433,7 +434,7 @@ def embed_sample(
                 f'embed: expected {len(features)} finite points in the plane, got shape '
                 f'{points.shape} with {int((~np.isfinite(points)).sum())} values not finite'
             )
-        found.append(
+        embeddings.append(
             Embedding(
                 name,
                 points,
@@ -442,7 +443,7 @@ def embed_sample(
                 within_between(features, sample.labels),
             )
         )
-    return found
+    return embeddings
 
 
 def save_embeddings(

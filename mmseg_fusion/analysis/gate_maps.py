@@ -86,22 +86,22 @@ def find_gates(model: nn.Module, name: str = 'auto') -> str:
     Raises:
         InputError: there is none, several, or none of that name, or it has no gates.
     """
-    found = [
+    names = [
         n
         for n, module in model.named_modules()
         if isinstance(module, GatedFullyFusion) and not n.startswith('auxiliary_head.')
     ]
-    if not found:
+    if not names:
         head = type(getattr(model, 'decode_head', None)).__name__
         raise InputError(
             f'{type(model).__name__} with decode head {head} has no gates: expected '
             "model.decode_head.type='GFFHead', or model.neck.type='GatedFullyFusion'"
         )
-    if name != 'auto' and name not in found:
-        raise InputError(f'{name!r} (--layer) is no GatedFullyFusion; there are: {_listed(found)}')
-    if name == 'auto' and len(found) > 1:
-        raise InputError(f'name one of the fusions with --layer: {_listed(found)}')
-    name = found[0] if name == 'auto' else name
+    if name != 'auto' and name not in names:
+        raise InputError(f'{name!r} (--layer) is no GatedFullyFusion; there are: {_listed(names)}')
+    if name == 'auto' and len(names) > 1:
+        raise InputError(f'name one of the fusions with --layer: {_listed(names)}')
+    name = names[0] if name == 'auto' else name
     fusion = model.get_submodule(name)
     if fusion.gates is None:
         raise InputError(
@@ -246,9 +246,9 @@ def _check_label(seen: Observation, num_classes: int) -> None:
 # --- numbers -----------------------------------------------------------------------------------
 
 
-def labelled(found: Sequence[GateMaps]) -> bool:
+def labelled(views: Sequence[GateMaps]) -> bool:
     """Whether right and wrong are known: every image has a label."""
-    return all(view.seen.label is not None for view in found)
+    return all(view.seen.label is not None for view in views)
 
 
 def spoiled(before: np.ndarray, after: np.ndarray, label: np.ndarray | None) -> np.ndarray:
@@ -268,7 +268,7 @@ def spoiled(before: np.ndarray, after: np.ndarray, label: np.ndarray | None) -> 
     return (label != IGNORE) & (before == label) & (after != label)
 
 
-def gate_rows(found: Sequence[GateMaps]) -> list[dict[str, Any]]:
+def gate_rows(views: Sequence[GateMaps]) -> list[dict[str, Any]]:
     """Numbers beside the picture, one row per level, over all images.
 
     ``mean_gate`` is a mean over the cells of all images. ``become_wrong`` and ``become_right`` are
@@ -277,19 +277,19 @@ def gate_rows(found: Sequence[GateMaps]) -> list[dict[str, Any]]:
     labelled.
 
     Args:
-        found: one entry per image, of the same model.
+        views: one entry per image, of the same model.
     """
-    by_label = labelled(found)
+    by_label = labelled(views)
     pixels = sum(
-        int((v.seen.label != IGNORE).sum()) if by_label else v.seen.prediction.size for v in found
+        int((v.seen.label != IGNORE).sum()) if by_label else v.seen.prediction.size for v in views
     )
 
     def share(masks: Iterable[np.ndarray]) -> float:
         return sum(int(mask.sum()) for mask in masks) / pixels if pixels else math.nan
 
     rows = []
-    for level, first in enumerate(found[0].gates, 1):
-        gates = [view.gates[level - 1] for view in found]
+    for level, first in enumerate(views[0].gates, 1):
+        gates = [view.gates[level - 1] for view in views]
         values = np.concatenate([gate.values[gate.inside] for gate in gates])
         row = dict(
             gate=level,
@@ -299,10 +299,10 @@ def gate_rows(found: Sequence[GateMaps]) -> list[dict[str, Any]]:
             mean_gate=float(values.mean(dtype=np.float64)),
         )
         row.update(dict.fromkeys(('become_wrong', 'become_right') if by_label else ('changed',)))
-        if level in found[0].zeroed:
+        if level in views[0].zeroed:
             answers = [
                 (v.seen.prediction, v.zeroed[level], v.seen.label if by_label else None)
-                for v in found
+                for v in views
             ]
             row['become_wrong' if by_label else 'changed'] = share(spoiled(*a) for a in answers)
             if by_label:
@@ -315,7 +315,7 @@ def gate_rows(found: Sequence[GateMaps]) -> list[dict[str, Any]]:
 
 
 def draw_gate_maps(
-    found: Sequence[GateMaps], info: DataInfo, path: str | Path, title: str = ''
+    views: Sequence[GateMaps], info: DataInfo, path: str | Path, title: str = ''
 ) -> None:
     """Figures 6 and 7: image, label, prediction and gates, and below them what goes wrong.
 
@@ -324,7 +324,7 @@ def draw_gate_maps(
     those whose prediction changes.
 
     Args:
-        found: one entry per image, of the same model.
+        views: one entry per image, of the same model.
         info: of the data set: classes and colours.
         path: PNG file to write.
         title: of the picture.
@@ -339,23 +339,23 @@ def draw_gate_maps(
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    if not found:
+    if not views:
         raise ValueError('draw_gate_maps: expected at least one image, got none')
-    by_label = labelled(found)
+    by_label = labelled(views)
     colours = np.full((max(IGNORE + 1, len(info.palette)), 3), 255, np.uint8)
     colours[: len(info.palette)] = info.palette
     plain = ['image', *(['label'] if by_label else []), 'prediction']
-    below = 1 if found[0].zeroed else 0
-    ratios = [view.seen.placement.size[0] / view.seen.placement.size[1] for view in found]
+    below = 1 if views[0].zeroed else 0
+    ratios = [view.seen.placement.size[0] / view.seen.placement.size[1] for view in views]
     cell = 2.5
     # A name below and two lines above; one line above what is marked.
     heights = [h for r in ratios for h in (cell * r + 0.5, cell * r + 0.2)[: 1 + below]]
-    count = len(plain) + len(found[0].gates)
+    count = len(plain) + len(views[0].gates)
     size = (cell * count + 0.9, sum(heights) + 0.8)
     figure = Figure(figsize=size, layout='constrained')
     FigureCanvasAgg(figure)
     axes = figure.subplots(
-        (1 + below) * len(found),
+        (1 + below) * len(views),
         count,
         squeeze=False,
         gridspec_kw=dict(height_ratios=heights),
@@ -364,7 +364,7 @@ def draw_gate_maps(
         ax.set(xticks=[], yticks=[])
     scale = Normalize(0, 1)
     shown: set[int] = set()
-    for number, view in enumerate(found):
+    for number, view in enumerate(views):
         seen, row = view.seen, axes[(1 + below) * number]
         height, width = seen.placement.size
         whole = (0, width, height, 0)

@@ -183,8 +183,8 @@ class Placement:
             valid.append((share >= 0) & (share < 1))
             places = np.floor(share * label.shape[axis]).astype(np.int64)
             index.append(places.clip(0, label.shape[axis] - 1))
-        found = label[np.ix_(*index)]
-        return np.where(np.logical_and.outer(*valid), found, fill)
+        values = label[np.ix_(*index)]
+        return np.where(np.logical_and.outer(*valid), values, fill)
 
     def cell(self, point: Sequence[int], grid: Sequence[int]) -> tuple[int, int]:
         """Row and column of the cell that covers a pixel.
@@ -282,10 +282,10 @@ def observe(
         )
     feature = kept[-1]
     if not isinstance(feature, Tensor) or feature.dim() != 4 or len(feature) != 1:
-        found = tuple(feature.shape) if isinstance(feature, Tensor) else type(feature).__name__
+        given = tuple(feature.shape) if isinstance(feature, Tensor) else type(feature).__name__
         raise InputError(
             f'the {side} of layer {name!r} is no feature map: expected a tensor of shape '
-            f'(1, C, H, W), got {found}; name another layer with --layer'
+            f'(1, C, H, W), got {given}; name another layer with --layer'
         )
     left, right, top, bottom = meta.get('img_padding_size', meta.get('padding_size', [0] * 4))
     height, width = inputs.shape[2:]
@@ -385,8 +385,8 @@ def data_info(cfg: Config, split: str = 'val') -> DataInfo:
     def option(name: str, default: Any) -> Any:
         if name in leaf:
             return leaf[name]
-        found = parameters[name].default if name in parameters else inspect.Parameter.empty
-        return default if found is inspect.Parameter.empty else found
+        value = parameters[name].default if name in parameters else inspect.Parameter.empty
+        return default if value is inspect.Parameter.empty else value
 
     return DataInfo(
         classes=classes,
@@ -504,12 +504,12 @@ def _image_files(images: Sequence[str]) -> list[Path]:
         if path.is_file():
             files.append(path)
         elif path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-            if not found:
+            pictures = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not pictures:
                 raise InputError(
                     f'--images {name!r}: the folder holds no image ({", ".join(IMAGE_SUFFIXES)})'
                 )
-            files += found
+            files += pictures
         else:
             raise InputError(f'--images {name!r} is neither an image file nor a folder')
     return files

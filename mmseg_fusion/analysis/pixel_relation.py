@@ -133,8 +133,8 @@ def class_at(label: np.ndarray | None, size: tuple[int, int], x: int, y: int) ->
     if label is None:
         return None
     row, column = ((v * 2 + 1) * s // (2 * t) for v, s, t in zip((y, x), label.shape, size))
-    found = int(label[row, column])
-    return None if found == IGNORE else found
+    category = int(label[row, column])
+    return None if category == IGNORE else category
 
 
 def automatic_points(

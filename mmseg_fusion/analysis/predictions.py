@@ -226,7 +226,7 @@ def compared(first: np.ndarray, second: np.ndarray, label: np.ndarray) -> np.nda
 
 
 def draw_predictions(
-    found: Sequence[Predictions],
+    views: Sequence[Predictions],
     names: Sequence[str],
     info: DataInfo,
     path: str | Path,
@@ -238,7 +238,7 @@ def draw_predictions(
     shares of both stand below.
 
     Args:
-        found: one entry per image.
+        views: one entry per image.
         names: of the models.
         info: of the data set: classes and colours.
         path: PNG file to write.
@@ -252,19 +252,19 @@ def draw_predictions(
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    if not found:
+    if not views:
         raise ValueError('draw_predictions: expected at least one image, got none')
     colours = np.full((IGNORE + 1, 3), 255, np.uint8)
     colours[: len(info.palette)] = info.palette
     two = len(names) == 2
     titles = ['image', 'truth', *names] + ['gained and lost'] * two
-    ratio = found[0].label.shape[0] / found[0].label.shape[1]
+    ratio = views[0].label.shape[0] / views[0].label.shape[1]
     figure = Figure(
-        figsize=(2.4 * len(titles), (2.4 * ratio + 0.25) * len(found) + 0.9), layout='constrained'
+        figsize=(2.4 * len(titles), (2.4 * ratio + 0.25) * len(views) + 0.9), layout='constrained'
     )
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(found), len(titles), squeeze=False)
-    for number, view in enumerate(found):
+    axes = figure.subplots(len(views), len(titles), squeeze=False)
+    for number, view in enumerate(views):
         shape = view.label.shape[::-1]
         pictures = [cv2.resize(view.image, shape, interpolation=cv2.INTER_AREA)]
         pictures += [colours[view.label], *(colours[p] for p in view.predictions)]
@@ -281,7 +281,7 @@ def draw_predictions(
             ax.set_xlabel(text, fontsize=8)
             if number == 0:
                 ax.set_title(head, fontsize=9)
-    shown = sorted({int(c) for v in found for a in (v.label, *v.predictions) for c in np.unique(a)})
+    shown = sorted({int(c) for v in views for a in (v.label, *v.predictions) for c in np.unique(a)})
     handles = [
         Patch(facecolor=np.array(info.palette[c]) / 255, edgecolor='0.4', label=info.classes[c])
         for c in shown

@@ -53,19 +53,19 @@ def find_pyramid(model: nn.Module, name: str = 'auto') -> str:
     Raises:
         InputError: there is none, several, or none of that name.
     """
-    found = [n for n, module in model.named_modules() if isinstance(module, Pyramid.__args__)]
-    if not found:
+    names = [n for n, module in model.named_modules() if isinstance(module, Pyramid.__args__)]
+    if not names:
         head = type(getattr(model, 'decode_head', None)).__name__
         raise InputError(
             f'{type(model).__name__} with decode head {head} has no pyramid of atrous '
             'convolutions: expected an ASPPModule or a KernelSharingAtrousConv, as in '
             "decode_head.type='ASPPHead', 'DepthwiseSeparableASPPHead' or 'KSACHead'"
         )
-    if name != 'auto' and name not in found:
-        raise InputError(f'{name!r} (--layer) is no pyramid; there are: {", ".join(found)}')
-    if name == 'auto' and len(found) > 1:
-        raise InputError(f'name one of the pyramids with --layer: {", ".join(found)}')
-    return found[0] if name == 'auto' else name
+    if name != 'auto' and name not in names:
+        raise InputError(f'{name!r} (--layer) is no pyramid; there are: {", ".join(names)}')
+    if name == 'auto' and len(names) > 1:
+        raise InputError(f'name one of the pyramids with --layer: {", ".join(names)}')
+    return names[0] if name == 'auto' else name
 
 
 @contextlib.contextmanager
@@ -123,7 +123,7 @@ def rate_maps(model: nn.Module, batch: Mapping[str, Any], layer: str = 'auto') -
     )
 
 
-def choose_channels(found: RateMaps, count: int = 25) -> list[list[int]]:
+def choose_channels(view: RateMaps, count: int = 25) -> list[list[int]]:
     """The channels to draw, per rate: those that vary most over the image, most first.
 
     One kernel makes channel c of every rate of a kernel-sharing pyramid: there the sum over the
@@ -131,28 +131,28 @@ def choose_channels(found: RateMaps, count: int = 25) -> list[list[int]]:
     but the number: there each rate gets its own channels.
 
     Args:
-        found: the maps.
+        view: the maps.
         count: how many; fewer if there are fewer channels.
     """
-    spread = torch.stack([m.flatten(1).std(1, correction=0) for m in found.maps])
-    if found.shared:
+    spread = torch.stack([m.flatten(1).std(1, correction=0) for m in view.maps])
+    if view.shared:
         spread = spread.sum(0, keepdim=True).expand_as(spread)
     return spread.argsort(dim=1, descending=True, stable=True)[:, :count].tolist()
 
 
-def rate_rows(name: str, found: RateMaps) -> list[dict[str, Any]]:
+def rate_rows(name: str, view: RateMaps) -> list[dict[str, Any]]:
     """Numbers beside the picture, one row per rate, over all channels.
 
     ``spread`` is the standard deviation over the image, a mean over the channels; ``dead`` the
     share of channels that are 0 all over it.
     """
     rows = []
-    for rate, maps in zip(found.rates, found.maps):
+    for rate, maps in zip(view.rates, view.maps):
         flat = maps.flatten(1)
         rows.append(
             dict(
                 model=name,
-                module=found.module,
+                module=view.module,
                 rate=int(rate),
                 channels=len(maps),
                 size=f'{maps.shape[1]}x{maps.shape[2]}',
@@ -192,7 +192,7 @@ def mosaic(maps: Tensor, channels: Sequence[int], columns: int) -> np.ndarray:
 
 
 def draw_rate_maps(
-    found: Sequence[RateMaps],
+    views: Sequence[RateMaps],
     names: Sequence[str],
     path: str | Path,
     title: str = '',
@@ -202,7 +202,7 @@ def draw_rate_maps(
     """Figure 2.4: per model and rate a sheet of maps, and the marked one of them enlarged above.
 
     Args:
-        found: one entry per model, on the same image.
+        views: one entry per model, on the same image.
         names: of the models.
         path: PNG file to write.
         title: of the picture.
@@ -217,7 +217,7 @@ def draw_rate_maps(
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    for name, view in zip(names, found):
+    for name, view in zip(names, views):
         fewest = min(len(m) for m in view.maps)
         wrong = [c for c in channels or () if not 0 <= c < fewest]
         if wrong:
@@ -225,17 +225,17 @@ def draw_rate_maps(
                 f'{name}: channel {wrong[0]} was asked for, but there are {fewest}: expected '
                 f'numbers from 0 to {fewest - 1} (--channels)'
             )
-    height, width = found[0].image.shape[:2]
+    height, width = views[0].image.shape[:2]
     ratio = min(max(height / width, 0.5), 2.0)
-    rates = sorted({rate for view in found for rate in view.rates})
+    rates = sorted({rate for view in views for rate in view.rates})
     side = 2.6
     figure = Figure(
-        figsize=(side * (len(rates) + 1), 0.5 + len(found) * (0.7 + 2 * side * ratio)),
+        figsize=(side * (len(rates) + 1), 0.5 + len(views) * (0.7 + 2 * side * ratio)),
         layout='constrained',
     )
     FigureCanvasAgg(figure)
-    blocks = np.atleast_1d(figure.subfigures(len(found), 1, squeeze=True))
-    for block, name, view in zip(blocks, names, found):
+    blocks = np.atleast_1d(figure.subfigures(len(views), 1, squeeze=True))
+    for block, name, view in zip(blocks, names, views):
         kernels = 'one kernel for all rates' if view.shared else 'a kernel for each rate'
         block.suptitle(f'{name}: {kernels}', x=0.01, ha='left', fontsize=11, weight='bold')
         axes = block.subplots(2, len(rates) + 1, squeeze=False)

@@ -146,8 +146,10 @@ def scale_report(
 
         return loss
 
-    found, statistics = measure_branches(model, batches, total_loss(model))
-    candidates = [f for f in found.values() if f.equalizable and f.name.split('.')[0] != 'backbone']
+    traced, statistics = measure_branches(model, batches, total_loss(model))
+    candidates = [
+        f for f in traced.values() if f.equalizable and f.name.split('.')[0] != 'backbone'
+    ]
     if not candidates:
         raise RuntimeError(
             f'the decoder of {type(model).__name__} has no layer that takes features concatenated '

@@ -104,13 +104,13 @@ def _look_up_through_importlib(table: dict[str, str], package_utils: types.Modul
         return folder(package) is not None or bool(installed([package]))
 
     def get_installed_path(package: str) -> str:
-        found = folder(package)
-        if found is None:
+        path = folder(package)
+        if path is None:
             raise ModuleNotFoundError(
                 f'no module of package {package!r} is found: install it, or put its folder on '
                 'PYTHONPATH'
             )
-        return found
+        return path
 
     for ours in (is_installed, get_installed_path):
         original = getattr(package_utils, ours.__name__)

@@ -68,13 +68,13 @@ class Package:
 
 def installed(distributions: Iterable[str]) -> dict[str, str]:
     """Versions of those of ``distributions`` that are installed, by distribution name."""
-    found = {}
+    versions = {}
     for name in distributions:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _of_family(kind: Family) -> dict[str, str]:
@@ -101,16 +101,16 @@ def stack() -> list[Package]:
 
     packages = []
     for module, (names, low, below) in FAMILIES[family()].items():
-        found = installed(names)
+        versions = installed(names)
         bounds = [f'>={low}'] * bool(low) + [f'<{below}'] * bool(below)
         needed = names[-1] + ','.join(bounds)
         state = 'ok'
-        if not found and importlib.util.find_spec(module) is None:
+        if not versions and importlib.util.find_spec(module) is None:
             state = 'missing'
-        for version in map(Version, found.values()):
+        for version in map(Version, versions.values()):
             if (low and version < Version(low)) or (below and version >= Version(below)):
                 state = 'wrong'
-        packages.append(Package(module, names[-1], found, needed, state))
+        packages.append(Package(module, names[-1], versions, needed, state))
     return packages
 
 

@@ -160,7 +160,7 @@ class CheckedRunner(Runner):
             weights_of(CheckpointLoader.load_checkpoint(filename, 'cpu', 'silent'), filename)
             raise
         model = self._plain_model()
-        found = weights_of(checkpoint, filename)
+        weights = weights_of(checkpoint, filename)
         if self.testing and not self.allow_missing:
             try:
                 fit(model, checkpoint, filename)
@@ -171,10 +171,10 @@ class CheckedRunner(Runner):
                     if 'lacks weights' in str(error)
                     else str(error)
                 ) from error
-        elif not found.keys() & model.state_dict().keys():
+        elif not weights.keys() & model.state_dict().keys():
             raise CheckpointError(
                 f'checkpoint {filename} has none of the weights of the model: it has '
-                f'{next(iter(found))}, the model {next(iter(model.state_dict()))}. Give the '
+                f'{next(iter(weights))}, the model {next(iter(model.state_dict()))}. Give the '
                 'checkpoint of another model, or load_from=None for the initial weights.'
             )
         check_finite(model, filename)

@@ -252,11 +252,11 @@ def equalize(
         first = next(iter(batches), None)
         if first is None:
             raise ValueError('batches is empty: equalize measures at least one')
-        found, lost = find_fusions(model, lambda: run(first))
+        fusions, lost = find_fusions(model, lambda: run(first))
         if layers == 'auto':
-            chosen = [f for f in found if not is_inside(f.name, pretrained)]
+            chosen = [f for f in fusions if not is_inside(f.name, pretrained)]
         else:
-            chosen = select_fusions(found, layers)
+            chosen = select_fusions(fusions, layers)
         if mode == 'module':
             refuse_uncalled(chosen)
         plans = plan_model(chosen, model, batches, run, equalize_mean, remeasure=remeasure)
@@ -269,7 +269,7 @@ def equalize(
                 install_equalizer(layer, *constants(plan))
     report = EqualizationReport(
         plans,
-        passed_over=[f.name for f in found if f not in chosen],
+        passed_over=[f.name for f in fusions if f not in chosen],
         lost=[x for x in lost if not is_inside(f'{x.name}.', pretrained)],
     )
     if measure_after and any(not plan['reason'] for plan in plans):

@@ -358,11 +358,11 @@ class ScaleEqualizerHook(Hook):
         )
 
     def _choose(
-        self, logger, model: nn.Module, found: list[Fusion], lost: list[Lost]
+        self, logger, model: nn.Module, fusions: list[Fusion], lost: list[Lost]
     ) -> list[Fusion]:
         """The fusions to equalize; says of all others why not. Empty if nothing is left to do."""
         auto = self.layers == 'auto'
-        inside = [f.name for f in found if is_inside(f.name, PRETRAINED)]
+        inside = [f.name for f in fusions if is_inside(f.name, PRETRAINED)]
         left = ''
         if auto and inside:
             left = (
@@ -372,10 +372,10 @@ class ScaleEqualizerHook(Hook):
         lost = [x for x in lost if not is_inside(f'{x.name}.', PRETRAINED)]
         missed = ''.join(f' Not followed to a layer: {x}.' for x in lost)
         if auto:
-            chosen = [f for f in found if f.name not in inside]
+            chosen = [f for f in fusions if f.name not in inside]
         else:
             try:
-                chosen = select_fusions(found, self.layers)
+                chosen = select_fusions(fusions, self.layers)
             except ValueError as error:
                 raise ValueError(f'ScaleEqualizerHook, layers: {error}{missed}') from None
         if not chosen:

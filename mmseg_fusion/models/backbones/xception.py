@@ -253,10 +253,10 @@ class AlignedXception(BaseModule):
             if name.startswith('head.fc.'):
                 del state_dict[key]
                 continue
-            found = TIMM_BLOCK.fullmatch(name)
-            if found is None:
+            block_name = TIMM_BLOCK.fullmatch(name)
+            if block_name is None:
                 continue
-            block, conv, kind, part, rest = found.groups()
+            block, conv, kind, part, rest = block_name.groups()
             if int(block) >= len(flows):
                 raise ValueError(
                     f'the weights have a block {key}, Xception-{self.depth} has {len(flows)}; '

@@ -264,12 +264,12 @@ def _adopt_context(head: GFFHead, state_dict: dict, prefix: str) -> None:
     """Gives the weights of a plain head of the context's type to the context."""
     if any(key.startswith(f'{prefix}context.') for key in state_dict):
         return
-    found = [key for key in head.context.state_dict() if f'{prefix}{key}' in state_dict]
+    present = [key for key in head.context.state_dict() if f'{prefix}{key}' in state_dict]
     # Old checkpoints have no counters. A context without weights has nothing to adopt.
     needed = {key for key in head.context.state_dict() if 'num_batches_tracked' not in key}
-    if not needed or not needed.issubset(found):
+    if not needed or not needed.issubset(present):
         return
-    for key in found:
+    for key in present:
         state_dict[f'{prefix}context.{key}'] = state_dict.pop(f'{prefix}{key}')
     for name in ('weight', 'bias'):
         # The classifier saw other features.

@@ -144,14 +144,14 @@ def _check_shapes(
             f'deformable convolution: a map of {tuple(x.shape[2:])} is smaller than the kernel '
             f'{kernel} at dilation {dilation} and padding {padding}'
         )
-    for name, found, wanted in (
+    for name, given, wanted in (
         ('offset', offset, 2 * taps * deformable),
         ('mask', mask, taps * deformable),
     ):
-        if found is not None and tuple(found.shape) != (x.shape[0], wanted, *size):
+        if given is not None and tuple(given.shape) != (x.shape[0], wanted, *size):
             raise ValueError(
                 f'deformable convolution: expected {name} of shape '
-                f'{(x.shape[0], wanted, *size)}, got {tuple(found.shape)}'
+                f'{(x.shape[0], wanted, *size)}, got {tuple(given.shape)}'
             )
 
 

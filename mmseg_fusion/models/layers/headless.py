@@ -244,9 +244,9 @@ def feature_of(
     """
     losses: dict[str, Tensor] = {}
     if samples is not None and hasattr(head, 'feature_and_losses'):
-        feature, found = head.feature_and_losses(inputs, samples)
+        feature, own = head.feature_and_losses(inputs, samples)
         place = owner.split()[-1]
-        losses = {f'{place}_{name}': value for name, value in found.items()}
+        losses = {f'{place}_{name}': value for name, value in own.items()}
     else:
         feature = head(inputs, *previous)
     if not isinstance(feature, Tensor):

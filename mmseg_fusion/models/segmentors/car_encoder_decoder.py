@@ -180,8 +180,8 @@ class CAREncoderDecoder(EncoderDecoder):
 
     def _classifiers(self) -> set[int]:
         """The identities of the classifiers: of the heads, and of those that are inside them."""
-        found = (getattr(m, 'conv_seg', None) for m in self.decode_head.modules())
-        return {id(m) for m in found if m is not None}
+        classifiers = (getattr(m, 'conv_seg', None) for m in self.decode_head.modules())
+        return {id(m) for m in classifiers if m is not None}
 
     def _qualified(self, name: str) -> str:
         """The name in the model of the convolution that a user names."""
@@ -189,15 +189,15 @@ class CAREncoderDecoder(EncoderDecoder):
         for full in (name, f'{head}.{name}'):
             # Every convolution of the decode heads but the classifiers; no other is in the pass of
             # the decode head, from which the features are taken.
-            found = modules.get(full)
-            if full.startswith('decode_head.') and isinstance(found, REPLACEABLE):
-                convs = [m for m in found.modules() if isinstance(m, nn.Conv2d)]
-                if id(found) not in self._classifiers() and all(map(takes_one_tensor, convs)):
+            module = modules.get(full)
+            if full.startswith('decode_head.') and isinstance(module, REPLACEABLE):
+                convs = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
+                if id(module) not in self._classifiers() and all(map(takes_one_tensor, convs)):
                     return block_of(modules, full)
         close = difflib.get_close_matches(f'{head}.{name}', candidates, n=3, cutoff=0.6)
-        found = modules.get(name, modules.get(f'{head}.{name}'))
-        what = 'no module of this model' if found is None else type(found).__name__
-        if isinstance(found, nn.Conv2d) and not takes_one_tensor(found):
+        module = modules.get(name, modules.get(f'{head}.{name}'))
+        what = 'no module of this model' if module is None else type(module).__name__
+        if isinstance(module, nn.Conv2d) and not takes_one_tensor(module):
             what += ', which takes more than a feature'
         raise ValueError(
             f"car.layer must name a convolution of the decode head, not its classifier; '{name}' "
@@ -235,8 +235,8 @@ class CAREncoderDecoder(EncoderDecoder):
                 'convolutions before it there is more than norm, activation, resizing and sums: '
                 f'{", ".join(sorted(tracer.blocked))}. {_name_one(usable)}'
             )
-        found = [name for name in usable if name in tracer.found]
-        return list(dict.fromkeys(block_of(modules, name) for name in found))
+        reached = [name for name in usable if name in tracer.found]
+        return list(dict.fromkeys(block_of(modules, name) for name in reached))
 
     def _trace(self, make: Callable[[], LastConvolutionTracer]) -> LastConvolutionTracer:
         """The tracer of a forward pass on zeros, of the first size that the model takes."""
@@ -294,10 +294,10 @@ class CAREncoderDecoder(EncoderDecoder):
                     f'training step of {len(labels)} images; name a convolution that every image '
                     'passes once'
                 )
-            found = criterion(features, labels)
+            regularization = criterion(features, labels)
             if len(layers) > 1:
-                found = {f'{key}_{number}': value for key, value in found.items()}
-            losses.update(add_prefix(found, 'decode'))
+                regularization = {f'{key}_{number}': value for key, value in regularization.items()}
+            losses.update(add_prefix(regularization, 'decode'))
         return losses
 
 
