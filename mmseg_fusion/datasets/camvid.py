@@ -17,6 +17,10 @@ class CamVidDataset(BaseSegDataset):
         img_suffix: ``'.jpg'``, or ``'.png'`` where the images were kept as they came.
         seg_map_suffix: suffix of the label files.
         **kwargs: of :class:`mmseg.datasets.BaseSegDataset`.
+
+    Example:
+        >>> CamVidDataset.METAINFO['classes'][:3]
+        ('Sky', 'Building', 'Pole')
     """
 
     METAINFO = {

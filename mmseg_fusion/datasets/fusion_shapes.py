@@ -317,6 +317,11 @@ class FusionShapesDataset(BaseSegDataset):
     Raises:
         TypeError: an argument about files was given.
         ValueError: a bad size, length, seed or split.
+
+    Example:
+        >>> scenes = FusionShapesDataset(size=(48, 64), length=2, pipeline=[])
+        >>> len(scenes), len(scenes.metainfo['classes'])
+        (2, 8)
     """
 
     METAINFO = {

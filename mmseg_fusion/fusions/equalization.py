@@ -219,6 +219,7 @@ def equalize(
         FloatingPointError: a branch is not finite; no weight has been changed then.
 
     Example:
+        >>> from collections import OrderedDict
         >>> head = nn.Sequential(OrderedDict(fuse=nn.Conv2d(6, 4, 1)))
         >>> def forward(model, batch):
         ...     return model(torch.cat([batch, 10 * batch], 1))

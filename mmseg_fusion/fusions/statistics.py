@@ -31,6 +31,12 @@ class BranchStatistics:
         count: images that were summed (times a layer ran, if it runs more than once).
         m1: per branch, the sum of means.
         m2: per branch, the sum of mean squares.
+
+    Example:
+        >>> statistics = BranchStatistics(channels=(1, 2))
+        >>> statistics.add([torch.tensor([[[[0.0, 2.0]]]]), torch.full((1, 2, 3, 3), 5.0)])
+        >>> statistics.mean, statistics.std
+        ([1.0, 5.0], [1.0, 0.0])
     """
 
     channels: tuple[int, ...]

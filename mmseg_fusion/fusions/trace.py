@@ -271,6 +271,13 @@ class FusionTracer(TorchFunctionMode):
 
     A layer that computes its maps in a form that hides what it takes says so itself: if it has a
     method ``while_traced``, the context manager that this returns is entered meanwhile.
+
+    Example:
+        >>> conv = nn.Conv2d(5, 4, 1)
+        >>> with FusionTracer(conv) as tracer:
+        ...     y = conv(torch.cat([torch.rand(1, 2, 8, 8), torch.rand(1, 3, 8, 8)], 1))
+        >>> [(fusion.name, fusion.channels) for fusion in tracer.fusions]
+        [('', (2, 3))]
     """
 
     def __init__(
@@ -706,9 +713,13 @@ def trace_fusions(module: nn.Module, *inputs, **kwargs) -> list[Fusion]:
         equalized are among them, with the reason.
 
     Example:
-        >>> head = MODELS.build(dict(type='UPerHead', in_channels=[8, 16], in_index=[0, 1], ...))
-        >>> [(f.name, f.channels) for f in trace_fusions(head, features)]
-        [('bottleneck.conv', (16, 4, 4, 4, 4)), ('fpn_bottleneck.conv', (4, 4))]
+        >>> from mmseg.models import UPerHead
+        >>> head = UPerHead(
+        ...     in_channels=[8, 16], in_index=[0, 1], channels=4, num_classes=3, pool_scales=(1, 2)
+        ... )
+        >>> levels = [torch.rand(2, 8, 16, 16), torch.rand(2, 16, 8, 8)]
+        >>> [(f.name, f.channels) for f in trace_fusions(head, levels)]
+        [('bottleneck.conv', (16, 4, 4)), ('fpn_bottleneck.conv', (4, 4))]
     """
     with torch.no_grad(), kept_state(module), FusionTracer(module) as tracer:
         for norm in module.modules():

@@ -26,6 +26,11 @@ class IterationSeedHook(Hook):
     The seed is the runner's (``randomness=dict(seed=...)``). With worker processes the images are
     drawn in these, from seeds that MMEngine derives from the same one. On resume what was seen
     before is loaded once more, so that the workers are where they were.
+
+    Example:
+        >>> from mmengine.registry import HOOKS
+        >>> HOOKS.build(dict(type='IterationSeedHook')).priority
+        'VERY_HIGH'
     """
 
     # Before a hook that measures or trains with the loader of the run.

@@ -128,6 +128,11 @@ class ScaleEqualizerHook(Hook):
 
             custom_imports = dict(imports=['mmseg_fusion'], allow_failed_imports=False)
             custom_hooks = [dict(type='ScaleEqualizerHook')]
+
+    Example:
+        >>> from mmengine.registry import HOOKS
+        >>> HOOKS.build(dict(type='ScaleEqualizerHook')).mode
+        'fold'
     """
 
     # Behind EMAHook, whatever its priority, so that before_save_checkpoint sees its weights too.

@@ -14,6 +14,15 @@ class ClassIoUMetric(IoUMetric):
     It takes the same arguments. Beside ``aAcc``, ``mIoU`` and the others, which are rounded to two
     digits, it returns the unrounded per cent of every class as ``IoU.<class>``; a class that is
     neither in a label nor in a prediction has NaN.
+
+    Example:
+        >>> metric = ClassIoUMetric(iou_metrics=['mIoU'])
+        >>> metric.dataset_meta = dict(classes=['sky', 'road'])
+        >>> hit, union = torch.tensor([1.0, 3.0]), torch.tensor([2.0, 4.0])
+        >>> predicted, labelled = torch.tensor([1.0, 4.0]), torch.tensor([2.0, 3.0])
+        >>> scores = metric.compute_metrics([(hit, union, predicted, labelled)])
+        >>> [scores[key] for key in sorted(scores) if key.startswith('IoU')]
+        [75.0, 50.0]
     """
 
     def compute_metrics(self, results: list) -> dict[str, float]:

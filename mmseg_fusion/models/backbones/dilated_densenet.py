@@ -74,6 +74,11 @@ class DilatedDenseNet(BaseModule):
     Raises:
         ImportError: mmpretrain is not installed.
         ValueError: an argument is none of the above.
+
+    Example:
+        >>> backbone = DilatedDenseNet('121', output_stride=8, out_indices=(1, 3))
+        >>> [tuple(level.shape) for level in backbone.eval()(torch.zeros(1, 3, 33, 65))]
+        [(1, 512, 5, 9), (1, 1024, 5, 9)]
     """
 
     def __init__(

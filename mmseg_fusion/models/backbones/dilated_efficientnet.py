@@ -58,6 +58,11 @@ class DilatedEfficientNet(EfficientNetLayers):
     Raises:
         ImportError: mmpretrain is not installed.
         ValueError: an argument is none of the above.
+
+    Example:
+        >>> backbone = DilatedEfficientNet('b0', output_stride=16)
+        >>> [tuple(level.shape) for level in backbone.eval()(torch.zeros(1, 3, 33, 65))]
+        [(1, 24, 9, 17), (1, 40, 5, 9), (1, 112, 3, 5), (1, 1280, 3, 5)]
     """
 
     #: Channels of layers 2 to 6, by ``arch``.

@@ -92,6 +92,13 @@ class ScaledEfficientNet(EfficientNetLayers):
 
     Chosen: the lite variant's fused convolutions are 3x3 in every stage, also where EfficientNet
     has 5x5 (neither slides nor counts say); blocks that expand nothing are one 3x3 convolution.
+
+    Example:
+        >>> backbone = ScaledEfficientNet(width=0.4, depth=0.6)
+        >>> [tuple(level.shape) for level in backbone.eval()(torch.zeros(1, 3, 64, 64))]
+        [(1, 16, 16, 16), (1, 16, 8, 8), (1, 48, 4, 4), (1, 128, 2, 2)]
+        >>> backbone.out_strides
+        (4, 8, 16, 32)
     """
 
     def __init__(

@@ -159,6 +159,11 @@ class WiderResNet(BaseModule):
 
     Raises:
         ValueError: an argument is not one of those listed.
+
+    Example:
+        >>> backbone = WiderResNet(16, base_channels=4, out_indices=(2, 5, 7))
+        >>> [tuple(level.shape) for level in backbone.eval()(torch.zeros(1, 3, 33, 65))]
+        [(1, 8, 17, 33), (1, 64, 5, 9), (1, 256, 5, 9)]
     """
 
     def __init__(

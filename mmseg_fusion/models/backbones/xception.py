@@ -140,6 +140,11 @@ class AlignedXception(BaseModule):
 
     Raises:
         ValueError: an argument is not one of those listed.
+
+    Example:
+        >>> backbone = AlignedXception(41, output_stride=16)
+        >>> [tuple(level.shape) for level in backbone.eval()(torch.zeros(1, 3, 33, 65))]
+        [(1, 256, 9, 17), (1, 728, 5, 9), (1, 728, 3, 5), (1, 2048, 3, 5)]
     """
 
     def __init__(

@@ -57,6 +57,20 @@ def batch_norm_after_upsampling(
     Raises:
         ValueError: ``head`` is no name, a layer or branch is no convolution or ``ConvModule`` of
             the head (the candidates are listed), or the head has no norm.
+
+    Example:
+        >>> head = batch_norm_after_upsampling(
+        ...     'mmseg.UPerHead',
+        ...     layers=['fpn_bottleneck.conv'],
+        ...     in_channels=[8, 16],
+        ...     in_index=[0, 1],
+        ...     channels=4,
+        ...     num_classes=3,
+        ...     pool_scales=(1, 2),
+        ...     norm_cfg=dict(type='BN'),
+        ... )
+        >>> head.fpn_bottleneck.conv.input_norm.num_features
+        8
     """
     if not isinstance(head, str):
         raise ValueError(

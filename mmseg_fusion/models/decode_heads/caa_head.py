@@ -82,6 +82,11 @@ class CAAHead(DeepLabParts):
     Differs from the paper:
         The thesis leaves open the ratio of squeeze and excitation (chosen: 16, that of its
         authors) and the widths of the decoder (chosen: DeepLabV3+'s 48).
+
+    Example:
+        >>> head = CAAHead(in_channels=32, channels=8, num_classes=4, attention_channels=16)
+        >>> head([torch.rand(2, 32, 9, 7)]).shape
+        torch.Size([2, 4, 9, 7])
     """
 
     def __init__(

@@ -48,6 +48,13 @@ class ContextAugmentedEncoder(BaseDecodeHead):
     Chosen: norm and activation behind both linear layers (without an activation the two would be
     one); the trailing convolution is 1x1, as CAR makes it. Query and key of 64, value of 512, the
     residual and unscaled logits are those of the authors' SA (CAR).
+
+    Example:
+        >>> encoder = ContextAugmentedEncoder(
+        ...     in_channels=32, channels=8, num_classes=4, wide_channels=16, attention_channels=16
+        ... )
+        >>> encoder([torch.rand(2, 32, 9, 7)]).shape
+        torch.Size([2, 4, 9, 7])
     """
 
     def __init__(

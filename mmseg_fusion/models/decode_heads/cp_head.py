@@ -114,6 +114,13 @@ class CPHead(BaseDecodeHead):
     do (without aligned corners; here ``align_corners`` says). A feature much larger than the grid
     is worth sliding windows (``test_cfg=dict(mode='slide', ...)``). The product with 1 - P is
     computed as the mean feature minus the product with P.
+
+    Example:
+        >>> head = CPHead(
+        ...     in_channels=32, channels=8, num_classes=4, prior_channels=16, prior_size=(9, 7)
+        ... )
+        >>> head([torch.rand(2, 32, 9, 7)]).shape
+        torch.Size([2, 4, 9, 7])
     """
 
     def __init__(

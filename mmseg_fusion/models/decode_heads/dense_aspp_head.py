@@ -63,6 +63,11 @@ class DenseASPPHead(BaseDecodeHead):
     (``bottleneck_channels``, ``branch_channels``) is (128, 64) for DenseNet-121, (512, 128) for
     161, (336, 168) for 169 and (480, 240) for 201; and the momentum of their branches' batch norms
     is 0.0003, here that of ``norm_cfg``.
+
+    Example:
+        >>> head = DenseASPPHead(in_channels=32, channels=8, num_classes=4, dilations=(2, 3))
+        >>> head([torch.rand(2, 32, 9, 7)]).shape
+        torch.Size([2, 4, 9, 7])
     """
 
     def __init__(

@@ -25,6 +25,13 @@ class DetachedFCNHead(FCNHead):
 
     Shape:
         As ``FCNHead``; no gradient reaches its inputs.
+
+    Example:
+        >>> head = DetachedFCNHead(in_channels=32, channels=8, num_classes=4)
+        >>> feature = torch.rand(2, 32, 9, 7, requires_grad=True)
+        >>> head([feature]).sum().backward()
+        >>> feature.grad is None
+        True
     """
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:

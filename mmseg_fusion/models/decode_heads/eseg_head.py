@@ -38,6 +38,11 @@ class ESegHead(BaseDecodeHead):
 
     Chosen: the weights start equal; the separable convolution is depthwise 3x3, pointwise, norm,
     activation, with no norm or activation in between.
+
+    Example:
+        >>> head = ESegHead(in_channels=[8, 8], in_index=[0, 1], channels=8, num_classes=4)
+        >>> head([torch.rand(2, 8, 16, 16), torch.rand(2, 8, 8, 8)]).shape
+        torch.Size([2, 4, 16, 16])
     """
 
     def __init__(self, **kwargs) -> None:

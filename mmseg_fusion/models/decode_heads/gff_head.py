@@ -70,6 +70,17 @@ class GFFHead(BaseDecodeHead):
 
     The checkpoint of a head of the type of ``context`` can be loaded, as the ablation of table 1
     begins from a trained PSPNet: its weights then become the context's, and the rest starts fresh.
+
+    Example:
+        >>> head = GFFHead(
+        ...     in_channels=[16, 32],
+        ...     channels=8,
+        ...     num_classes=4,
+        ...     context=dict(type='PSPHead', channels=8, pool_scales=(1, 2)),
+        ...     dfp='conv',
+        ... )
+        >>> head([torch.rand(2, 16, 16, 16), torch.rand(2, 32, 8, 8)]).shape
+        torch.Size([2, 4, 16, 16])
     """
 
     def __init__(

@@ -88,6 +88,17 @@ class HFGDHead(BaseDecodeHead):
     the level itself enters the upsampler; an encoder of another width than the tokens has a 1x1
     convolution to it. Axial attention: 4 heads as in the authors' library, query, key and value of
     all channels; both passes share query and key.
+
+    Example:
+        >>> head = HFGDHead(
+        ...     in_channels=[16, 32],
+        ...     channels=8,
+        ...     num_classes=4,
+        ...     upsampler=dict(type='UPerHead', pool_scales=(1, 2)),
+        ...     encoder=None,
+        ... )
+        >>> head([torch.rand(2, 16, 16, 16), torch.rand(2, 32, 8, 8)]).shape
+        torch.Size([2, 4, 16, 16])
     """
 
     def __init__(

@@ -56,6 +56,11 @@ class KSACHead(DeepLabParts):
     Raises:
         ValueError: a rate or ``implementation`` is wrong, ``c1_in_channels`` is negative, or the
             image-level branch is trained with batch norm on a batch of one.
+
+    Example:
+        >>> head = KSACHead(in_channels=32, channels=8, num_classes=4, dilations=(2, 3))
+        >>> head([torch.rand(2, 32, 9, 7)]).shape
+        torch.Size([2, 4, 9, 7])
     """
 
     def __init__(

@@ -28,6 +28,11 @@ class LinearASPPHead(ASPPHead):
 
     Shape:
         As ``ASPPHead``.
+
+    Example:
+        >>> head = LinearASPPHead(in_channels=32, channels=8, num_classes=4, dilations=(1, 2))
+        >>> head([torch.rand(2, 32, 9, 7)]).shape
+        torch.Size([2, 4, 9, 7])
     """
 
     def __init__(self, **kwargs: Any) -> None:

@@ -32,6 +32,13 @@ class PointwiseUPerHead(UPerHead):
 
     Raises:
         ValueError: ``ppm_kernel_size`` is even or not positive.
+
+    Example:
+        >>> head = PointwiseUPerHead(
+        ...     in_channels=[16, 32], in_index=[0, 1], channels=8, num_classes=4, pool_scales=(1, 2)
+        ... )
+        >>> head([torch.rand(2, 16, 16, 16), torch.rand(2, 32, 8, 8)]).shape
+        torch.Size([2, 4, 16, 16])
     """
 
     def __init__(self, *, ppm_kernel_size: int = 1, **kwargs: Any) -> None:

@@ -39,6 +39,11 @@ class SAHead(BaseDecodeHead):
 
     Raises:
         ValueError: ``qk_channels`` or ``attention_channels`` is less than 1.
+
+    Example:
+        >>> head = SAHead(in_channels=32, channels=8, num_classes=4)
+        >>> head([torch.rand(2, 32, 9, 7)]).shape
+        torch.Size([2, 4, 9, 7])
     """
 
     def __init__(

@@ -87,6 +87,11 @@ class SemanticFPNHead(BaseDecodeHead):
     Raises:
         ValueError: ``in_channels`` or ``in_index`` is no list of levels, or ``pyramid`` gives
             another number of them.
+
+    Example:
+        >>> head = SemanticFPNHead(in_channels=[16, 32], channels=8, num_classes=4)
+        >>> head([torch.rand(2, 16, 16, 16), torch.rand(2, 32, 8, 8)]).shape
+        torch.Size([2, 4, 16, 16])
     """
 
     def __init__(
@@ -197,6 +202,11 @@ class USFPNHead(SemanticFPNHead):
 
     Raises:
         ValueError: another ``output_stride``.
+
+    Example:
+        >>> head = USFPNHead(in_channels=[16, 32], channels=8, num_classes=4)
+        >>> head([torch.rand(2, 16, 16, 16), torch.rand(2, 32, 8, 8)]).shape
+        torch.Size([2, 4, 16, 16])
     """
 
     def __init__(

@@ -58,6 +58,13 @@ class SequentialDualAttentionHead(BaseDecodeHead):
 
     Raises:
         ValueError: ``order`` is none of the two.
+
+    Example:
+        >>> head = SequentialDualAttentionHead(
+        ...     in_channels=32, channels=8, num_classes=4, pam_channels=4
+        ... )
+        >>> [tuple(logits.shape) for logits in head([torch.rand(2, 32, 9, 7)])]
+        [(2, 4, 9, 7), (2, 4, 9, 7)]
     """
 
     def __init__(

@@ -384,6 +384,11 @@ class SelfAttention(nn.Module):
 
     Raises:
         ValueError: channels are no multiple of the heads, or a number is less than 1.
+
+    Example:
+        >>> attention = SelfAttention(32, channels=16, qk_channels=8)
+        >>> attention(torch.rand(2, 32, 9, 7)).shape
+        torch.Size([2, 16, 9, 7])
     """
 
     def __init__(
@@ -438,6 +443,11 @@ class AxialAttention(nn.Module):
 
     Raises:
         ValueError: channels are no multiple of the heads, or a number is less than 1.
+
+    Example:
+        >>> attention = AxialAttention(32, channels=16, qk_channels=8)
+        >>> attention(torch.rand(2, 32, 9, 7)).shape
+        torch.Size([2, 16, 9, 7])
     """
 
     def __init__(
@@ -505,6 +515,11 @@ class ChannelizedSelfAttention(SelfAttention):
 
     Raises:
         ValueError: an unknown ``implementation``, or a number less than 1.
+
+    Example:
+        >>> attention = ChannelizedSelfAttention(32, channels=16, qk_channels=8, gate_channels=4)
+        >>> attention(torch.rand(2, 32, 9, 7)).shape
+        torch.Size([2, 16, 9, 7])
     """
 
     def __init__(
@@ -552,6 +567,11 @@ class ChannelizedAxialAttention(AxialAttention):
     Differs from the paper:
         Equations 3.9 and 3.10 show one hidden layer with ReLU; the text of section 3.3.2.3 and the
         authors' code have five with leaky ReLU.
+
+    Example:
+        >>> attention = ChannelizedAxialAttention(32, channels=16, qk_channels=8, gate_channels=4)
+        >>> attention(torch.rand(2, 32, 9, 7)).shape
+        torch.Size([2, 16, 9, 7])
     """
 
     def __init__(

@@ -51,6 +51,11 @@ class ClassAwareConv(nn.Module):
     Raises:
         ValueError: a number out of range, or ``merged`` with a kernel larger than 1.
         RuntimeError: on loading a checkpoint of the other form, merged or not.
+
+    Example:
+        >>> conv = ClassAwareConv(8, 6, channels=4)
+        >>> conv(torch.rand(2, 8, 9, 7)).shape
+        torch.Size([2, 6, 9, 7])
     """
 
     def __init__(

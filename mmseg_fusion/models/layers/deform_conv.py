@@ -393,6 +393,12 @@ class ModulatedDeformConv2d(nn.Module):
             ``implementation``.
 
     The weights start as those of DCNv2: uniform in 1 / sqrt(fan in), the bias at 0.
+
+    Example:
+        >>> conv = ModulatedDeformConv2d(8, 6, 3, padding=1)
+        >>> offset, mask = torch.zeros(2, 18, 9, 7), torch.ones(2, 9, 9, 7)
+        >>> conv(torch.rand(2, 8, 9, 7), offset, mask).shape
+        torch.Size([2, 6, 9, 7])
     """
 
     def __init__(

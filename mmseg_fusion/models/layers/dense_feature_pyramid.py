@@ -63,6 +63,12 @@ class DenseFeaturePyramid(nn.Module):
 
     Raises:
         ValueError: an unknown ``form``.
+
+    Example:
+        >>> pyramid = DenseFeaturePyramid(8, num_levels=2, context_channels=16)
+        >>> levels = [torch.rand(2, 8, 16, 16), torch.rand(2, 8, 8, 8)]
+        >>> [tuple(y.shape) for y in pyramid(torch.rand(2, 16, 8, 8), levels)]
+        [(2, 8, 16, 16), (2, 8, 16, 16), (2, 8, 16, 16)]
     """
 
     def __init__(

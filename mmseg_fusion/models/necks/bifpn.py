@@ -193,6 +193,11 @@ class BiFPN(BaseModule):
     Differs from EfficientDet: average pooling for the added levels, as the slides say, and one 1x1
     convolution per level instead of one per edge, which the published counts fit. Chosen: 2x2
     average pooling, and max pooling in the bottom-up path as in EfficientDet.
+
+    Example:
+        >>> neck = BiFPN([16, 32], channels=8, num_repeats=1, num_levels=3)
+        >>> [tuple(y.shape) for y in neck((torch.rand(2, 16, 16, 16), torch.rand(2, 32, 8, 8)))]
+        [(2, 8, 16, 16), (2, 8, 8, 8), (2, 8, 4, 4)]
     """
 
     def __init__(

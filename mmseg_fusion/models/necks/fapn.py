@@ -138,6 +138,11 @@ class FaPN(BaseModule):
     and the topmost 1x1 starts as the other convolutions do, theirs as PyTorch's own. Their pixel
     decoder for MaskFormer is another form: a 1x1 convolution with norm in the place of the
     selection, and one norm for the offsets' convolution and the output's together.
+
+    Example:
+        >>> neck = FaPN([16, 32], channels=8)
+        >>> [tuple(y.shape) for y in neck((torch.rand(2, 16, 16, 16), torch.rand(2, 32, 8, 8)))]
+        [(2, 8, 16, 16), (2, 8, 8, 8)]
     """
 
     def __init__(

@@ -113,6 +113,11 @@ class GatedFullyFusion(BaseModule):
     Raises:
         ValueError: an option that is none of the above, fewer than two levels, or another number
             of inputs than ``in_channels``.
+
+    Example:
+        >>> neck = GatedFullyFusion([16, 32], channels=8)
+        >>> [tuple(y.shape) for y in neck((torch.rand(2, 16, 16, 16), torch.rand(2, 32, 8, 8)))]
+        [(2, 8, 16, 16), (2, 8, 8, 8)]
     """
 
     def __init__(

@@ -79,6 +79,17 @@ class CAREncoderDecoder(EncoderDecoder):
 
     Differs from the thesis: a depthwise-separable convolution in front of the classifier is
     replaced as a whole (chosen: the thesis has no such head).
+
+    Example:
+        >>> model = CAREncoderDecoder(
+        ...     backbone=dict(type='mmseg.ResNetV1c', depth=18),
+        ...     decode_head=dict(type='mmseg.FCNHead', in_channels=512, channels=16, num_classes=4),
+        ...     car=dict(channels=8),
+        ...     train_cfg=dict(),
+        ...     test_cfg=dict(mode='whole'),
+        ... )
+        >>> model.car_layers
+        ('decode_head.conv_cat',)
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> CAREncoderDecoder:
@@ -317,6 +328,19 @@ class CARCascadeEncoderDecoder(CAREncoderDecoder, CascadeEncoderDecoder):
 
     Raises:
         ValueError: ``decode_head`` is no list, or as ``CAREncoderDecoder``.
+
+    Example:
+        >>> fcn = dict(type='mmseg.FCNHead', in_channels=512, channels=16, num_classes=4)
+        >>> ocr = dict(type='mmseg.OCRHead', ocr_channels=8)
+        >>> model = CARCascadeEncoderDecoder(
+        ...     backbone=dict(type='mmseg.ResNetV1c', depth=18),
+        ...     decode_head=[fcn, {**fcn, **ocr}],
+        ...     car=dict(channels=8),
+        ...     train_cfg=dict(),
+        ...     test_cfg=dict(mode='whole'),
+        ... )
+        >>> model.car_layers
+        ('decode_head.1.object_context_block.bottleneck',)
     """
 
     def __init__(
