@@ -347,6 +347,12 @@ ROWS = [
     ('compare.py', '{no_config} {plain}', 'no_config.py'),
     ('compare.py', '{plain} {gff} --jobs 0', '--jobs'),
     ('compare.py', '{plain} {gff} --iters 0', '--iters'),
+    ('start.py', '{missing} {images} --out {out}', 'missing.pth'),
+    ('start.py', '{images} {images} --out {out}', 'are the same folder'),
+    ('start.py', '{images} {folder} --out {out}', 'no mask in'),
+    ('start.py', '{images} {folder} --out {folder}', "folder' is not empty (iter_9.pth)"),
+    ('start.py', '{images} {folder} --out {out} --val 2', '--val is a share between 0 and 1'),
+    ('start.py', '{images} {folder} --out {out} --colors {missing}', 'missing.pth cannot be read'),
     ('demo.py', '--iters 0', '--iters is at least 1, but got 0'),
     ('demo.py', '--scenes -1', '--scenes is at least 1, but got -1'),
     (
