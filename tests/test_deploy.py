@@ -78,9 +78,9 @@ def test_the_inferencer_takes_a_config_by_its_name(trained, monkeypatch):
     # The page's own lines, with another config and its own image.
     text = (ROOT / 'docs' / 'deploy.md').read_text(encoding='utf-8')
     code = text.partition('```python\n')[2].partition('```')[0]
-    named = 'mmseg_fusion::camvid/upernet_lite0_1xb4-1k_camvid-180x240.py'
+    named = 'mmseg_fusion::camvid/upernet_lite0_1xb4-1k_camvid-180x240'
     assert named in code
-    code = code.replace(named, 'mmseg_fusion::camvid/upernet_r18_1xb16-4k_camvid-360x480.py')
+    code = code.replace(named, 'mmseg_fusion::camvid/upernet_r18_1xb16-4k_camvid-360x480')
     monkeypatch.chdir(trained)
     cfg = cli.read_config('mmseg_fusion::camvid/upernet_r18_1xb16-4k_camvid-360x480')
     with DefaultScope.overwrite_default_scope('mmseg'):

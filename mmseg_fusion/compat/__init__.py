@@ -12,7 +12,7 @@ import warnings
 
 from .class_weights import cross_entropy_class_weight
 from .compiled_ops import find_loader_removed, mmcv_without_ops
-from .configs import blanks_in_options, external_configs
+from .configs import blanks_in_options, external_configs, named_models
 from .determinism import deterministic_on_cuda
 from .packages import (
     FAMILIES,
@@ -55,6 +55,7 @@ __all__ = [
     'find_loader_removed',
     'installed',
     'mmcv_without_ops',
+    'named_models',
     'remedy',
     'resume_weights_only',
     'stack',
@@ -74,6 +75,7 @@ QUIRKS = (
     checkpoints_whole,
     blanks_in_options,
     external_configs,
+    named_models,
     distributed_without_cuda,
     amp_without_cuda,
     cross_entropy_class_weight,

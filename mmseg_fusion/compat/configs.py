@@ -1,4 +1,4 @@
-"""Configs: blanks in the values of ``--cfg-options``, and ``_base_ = 'package::...'``.
+"""Configs: blanks in the values of ``--cfg-options``, ``_base_ = 'package::...'``, inferencers.
 
 mmengine 0.10.7 drops the blanks: ends with an mmengine whose DictAction keeps them. It looks
 packages up through ``pkg_resources``, which setuptools 82 has no more, and knows neither this one
@@ -76,6 +76,33 @@ def external_configs() -> Quirk | None:
         what += ', and looks installed packages up through importlib, not pkg_resources'
     _mmseg_scope_for_our_configs(mmengine.config.config.Config)
     return Quirk('external_configs', what, 'mmengine that reads entry points')
+
+
+def named_models() -> Quirk:
+    """``MMSegInferencer('mmseg_fusion::camvid/NAME', CHECKPOINT)``, with ``.py`` or without.
+
+    mmengine's inferencers take a path or a name out of MMSegmentation's own metafiles; a config
+    that is named as in ``_base_`` was looked for among the latter.
+    """
+    from mmengine.infer import BaseInferencer
+
+    original = BaseInferencer._load_model_from_metafile
+
+    @functools.wraps(original)
+    def load(self: BaseInferencer, model: str) -> tuple[Any, str | None]:
+        if '::' not in model:
+            return original(self, model)
+        from mmengine.hub import get_config
+
+        # No weights of its own: those are the inferencer's second argument.
+        return get_config(model if model.endswith('.py') else f'{model}.py'), None
+
+    BaseInferencer._load_model_from_metafile = load
+    return Quirk(
+        'named_models',
+        "inferencers take a config that is named as in _base_, 'mmseg_fusion::FOLDER/NAME'",
+        'mmengine whose inferencers take such a name',
+    )
 
 
 def _mmseg_scope_for_our_configs(config: type) -> None:
