@@ -206,7 +206,7 @@ def planned(record: dict[str, Any], args: argparse.Namespace) -> list[Run]:
 
 def changed(record: dict[str, Any], runs: list[Run]) -> dict[str, list[str]]:
     """By config, what differs between what was trained, here or before, and what is to be."""
-    found: dict[str, list[str]] = {}
+    changes: dict[str, list[str]] = {}
     for run in runs:
         old = record['configs'][run.name].get('settings')
         kept = comparison.runs_of(record, run.name)
@@ -214,8 +214,8 @@ def changed(record: dict[str, Any], runs: list[Run]) -> dict[str, list[str]]:
             state = _read(run.folder / 'run.json')
             old = state.get('settings') if state else None
         if old is not None and comparison.fingerprint(old) != run.fingerprint:
-            found.setdefault(run.name, list(comparison.differences(old, run.settings)))
-    return found
+            changes.setdefault(run.name, list(comparison.differences(old, run.settings)))
+    return changes
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -361,14 +361,14 @@ def outcome(run: Run, metrics: dict[str, float], params: int) -> dict[str, Any]:
 
 def training_scalars(folder: Path) -> list[dict[str, Any]]:
     """What training logged, over all its pieces, the test's own left out."""
-    found = []
+    scalars = []
     for path in sorted(folder.glob('*/vis_data/scalars.json')):
         with contextlib.suppress(json.JSONDecodeError):  # the last line of a killed process
             for line in path.read_text(encoding='utf-8').splitlines():
                 row = json.loads(line)
                 if 'loss' in row:
-                    found.append(row)
-    return found
+                    scalars.append(row)
+    return scalars
 
 
 def parameters(cfg: Config) -> int:
@@ -379,13 +379,13 @@ def parameters(cfg: Config) -> int:
 
 def versions() -> dict[str, str]:
     """Of the packages that a result may depend on."""
-    found = {}
+    installed = {}
     for name, spellings in VERSIONS.items():
         for spelling in spellings:
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-                found[name] = importlib.metadata.version(spelling)
+                installed[name] = importlib.metadata.version(spelling)
                 break
-    return found
+    return installed
 
 
 def device() -> str:

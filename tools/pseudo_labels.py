@@ -111,17 +111,17 @@ def find_images(images: Path, out: Path) -> dict[str, str]:
         )
     if out.exists() and not out.is_dir():
         raise InputError(f'OUT {str(out)!r} is a file; give the folder to write the labels to')
-    found = sorted(
+    files = sorted(
         Path(name).as_posix()
         for name in list_dir_or_file(str(images), list_dir=False, recursive=True)
         if name.lower().endswith(IMAGE_SUFFIXES)
     )
-    if not found:
+    if not files:
         raise InputError(
             f'no images in {str(images)!r} and the folders in it: expected files that end in '
             f'{", ".join(IMAGE_SUFFIXES)}'
         )
-    labels = {name: str(Path(name).with_suffix('.png').as_posix()) for name in found}
+    labels = {name: str(Path(name).with_suffix('.png').as_posix()) for name in files}
     first: dict[str, str] = {}
     for name, label in labels.items():
         if label in first:
@@ -267,11 +267,11 @@ class Labeller:
         total = None
         for view, sample in zip(inputs, samples):
             result = self.model.test_step(dict(inputs=[view], data_samples=[sample]))[0]
-            found = result.seg_logits.data.float()
+            scores = result.seg_logits.data.float()
             # Of a binary head mmseg returns probabilities already.
             if self.scores != 'binary':
-                found = found.softmax(0) if self.scores == 'softmax' else found.sigmoid()
-            total = found if total is None else total.add_(found)
+                scores = scores.softmax(0) if self.scores == 'softmax' else scores.sigmoid()
+            total = scores if total is None else total.add_(scores)
         return total.div_(len(inputs))
 
     def label(self, data: dict) -> tuple[np.ndarray, np.ndarray]:

@@ -180,8 +180,8 @@ def parse(
     if 'shape' in args:
         args.shape = tuple(args.shape)
         if min(args.shape) < 1:
-            found = ' '.join(map(str, args.shape))
-            parser.error(f'argument --shape: expected H W, positive, got {found}')
+            given = ' '.join(map(str, args.shape))
+            parser.error(f'argument --shape: expected H W, positive, got {given}')
     if args.device.startswith('cuda') and not torch.cuda.is_available():
         parser.error(f'argument --device: {args.device} asked for, but torch sees no CUDA device')
     return args
@@ -291,11 +291,11 @@ def all_memory_here(cases: Sequence[Case], device: str) -> list[dict[str, int | 
     wanted = [
         (i, variant) for i, case in enumerate(cases) if case.memory for variant in case.variants
     ]
-    found: list[dict[str, int | None]] = [{} for _ in cases]
+    peaks: list[dict[str, int | None]] = [{} for _ in cases]
     # The first twice: it loads what all of them need.
     for i, variant in wanted[:1] + wanted:
-        found[i][variant] = memory_here(cases[i].build(variant), device)
-    return found
+        peaks[i][variant] = memory_here(cases[i].build(variant), device)
+    return peaks
 
 
 def all_memory_apart(script: str, argv: Sequence[str]) -> list[dict[str, int | None]]:
@@ -453,7 +453,7 @@ def run(
     return results
 
 
-def write_json(path: Path, found: dict) -> None:
+def write_json(path: Path, data: dict) -> None:
     """Writes what ``--json`` asks for."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=2) + '\n')
+    path.write_text(json.dumps(data, indent=2) + '\n')

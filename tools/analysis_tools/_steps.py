@@ -28,8 +28,8 @@ def read_model(path: str, head_type: str) -> ConfigDict:
     init_default_scope(cfg.get('default_scope') or 'mmseg')
     head = (cfg.get('model') or {}).get('decode_head')
     if not isinstance(head, dict) or head.get('type') != head_type:
-        found = head.get('type') if isinstance(head, dict) else head
-        raise SystemExit(f'{path}: model.decode_head must be of type {head_type}, got {found}')
+        given = head.get('type') if isinstance(head, dict) else head
+        raise SystemExit(f'{path}: model.decode_head must be of type {head_type}, got {given}')
     forget_pretrained(cfg.model)
     return cfg.model
 

@@ -87,10 +87,10 @@ def given_files(images: list[str], labels: str | None) -> list[tuple[Path, Path 
     paths: list[Path] = []
     for given in map(Path, images):
         if given.is_dir():
-            found = sorted(p for p in given.iterdir() if p.suffix.lower() in SUFFIXES)
-            if not found:
+            inside = sorted(p for p in given.iterdir() if p.suffix.lower() in SUFFIXES)
+            if not inside:
                 raise SystemExit(f'no image in {given}; looked for {", ".join(sorted(SUFFIXES))}')
-            paths += found
+            paths += inside
         elif given.is_file():
             paths.append(given)
         else:

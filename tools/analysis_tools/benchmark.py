@@ -113,8 +113,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--only-memory', action='store_true', help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.shape is not None and (len(args.shape) > 2 or min(args.shape) < 1):
-        found = ' '.join(map(str, args.shape))
-        parser.error(f'argument --shape: expected H W or one side, positive, got {found}')
+        given = ' '.join(map(str, args.shape))
+        parser.error(f'argument --shape: expected H W or one side, positive, got {given}')
     for name, least in (('batch_size', 1), ('repeat', 1), ('warmup', 0)):
         value = getattr(args, name)
         if value is not None and value < least:

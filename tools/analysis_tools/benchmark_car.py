@@ -52,10 +52,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--classes', type=int, nargs='+', default=[59, 171], help='default: 59 171')
     args = harness.parse(parser, argv)
     if not 1 <= min(args.classes) <= max(args.classes) <= IGNORED:
-        found = ' '.join(map(str, args.classes))
+        given = ' '.join(map(str, args.classes))
         parser.error(
             f'argument --classes: expected 1 to {IGNORED} ({IGNORED} is the ignored label), '
-            f'got {found}'
+            f'got {given}'
         )
     return args
 

@@ -99,15 +99,15 @@ def read_models(names: Sequence[str]) -> dict[str, Config]:
     Raises:
         SystemExit: a name is neither a file nor one of the package's models.
     """
-    found = {}
+    configs = {}
     for name in names:
         base = CONFIGS.resolve() / '_base_' / 'models' / f'{name}.py'
         path = base if base.is_file() else Path(name)
         if not path.is_file() and path.suffix != '.py':
             known = ', '.join(sorted(p.stem for p in base.parent.glob('*.py')))
             raise SystemExit(f'--models: {name!r} is neither a config nor one of {known}')
-        found[path.stem] = read_config(str(path))
-    return found
+        configs[path.stem] = read_config(str(path))
+    return configs
 
 
 def torch_step(module: Deployed, image: Tensor, channels_last: bool = False) -> harness.Step:

@@ -78,8 +78,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         given = getattr(args, name) or []
         flat = [v for pair in given for v in pair] if name == 'case' else given
         if any(v < 1 for v in flat):
-            found = ' '.join(map(str, flat))
-            parser.error(f'argument --{name}: expected positive numbers, got {found}')
+            text = ' '.join(map(str, flat))
+            parser.error(f'argument --{name}: expected positive numbers, got {text}')
     return args
 
 

@@ -114,8 +114,8 @@ def variants(cfg: Config, args: argparse.Namespace) -> tuple[dict[str, nn.Module
     def run(_=None) -> None:
         plain._run_forward(plain.data_preprocessor(batch, True), mode='loss')
 
-    found, measured = measure_branches(plain, [batch], run)
-    fusions = [f for f in found.values() if f.name.startswith('decode_head.') and f.equalizable]
+    traced, measured = measure_branches(plain, [batch], run)
+    fusions = [f for f in traced.values() if f.name.startswith('decode_head.') and f.equalizable]
     if not fusions:
         raise SystemExit(f'{head.type} has no layer that takes concatenated features')
     folded, explicit = copy.deepcopy(plain), copy.deepcopy(plain)

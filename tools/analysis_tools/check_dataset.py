@@ -218,12 +218,12 @@ def missing_places(cfg: dict, key: str) -> list[Problem]:
                 f'(for a trial: --cfg-options {key}.data_root=PATH)',
             )
         ]
-    found = []
+    problems = []
     for place, value in places.items():
         path = osp.join(root, value) if value else ''
         if path and not fileio.exists(path):
-            found.append(Problem('missing folder', path, f'does not exist; set by {place}'))
-    return found
+            problems.append(Problem('missing folder', path, f'does not exist; set by {place}'))
+    return problems
 
 
 def _suffixes(folder: str, backend_args: dict | None) -> str:
@@ -244,7 +244,7 @@ def labels_without_image(dataset) -> list[Problem]:
     if dataset.ann_file or not folder or not fileio.exists(folder):
         return []
     used = {osp.normpath(dataset.get_data_info(i)['seg_map_path']) for i in range(len(dataset))}
-    found = (
+    labels = (
         osp.normpath(osp.join(folder, name))
         for name in fileio.list_dir_or_file(
             folder,
@@ -257,7 +257,7 @@ def labels_without_image(dataset) -> list[Problem]:
     images = dataset.data_prefix.get('img_path')
     return [
         Problem('label without image', path, f'no image *{dataset.img_suffix} of it in {images}')
-        for path in sorted(set(found) - used)
+        for path in sorted(set(labels) - used)
     ]
 
 

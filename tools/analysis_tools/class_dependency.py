@@ -132,7 +132,7 @@ def measure(args: argparse.Namespace) -> tuple[list[Dependency], tuple[str, ...]
     for name, model, images, info, layer in zip(names, models, sets, infos, layers):
         model.to(args.device)
         loader = batches(images, args.num_workers)
-        found = collect_centers(
+        collected = collect_centers(
             model,
             track_iter_progress((iter(loader), len(loader))),
             len(classes),
@@ -143,9 +143,9 @@ def measure(args: argparse.Namespace) -> tuple[list[Dependency], tuple[str, ...]
         )
         print()
         model.cpu()
-        centers = found.centers
+        centers = collected.centers
         matrix = dependency_matrix(centers, args.similarity)
-        maps.append(Dependency(name, centers, matrix, found.counts))
+        maps.append(Dependency(name, centers, matrix, collected.counts))
     what = f'class centres over {len(sets[0])} images'
     if args.classes_from == 'predictions':
         what += ', classes as predicted'

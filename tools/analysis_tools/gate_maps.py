@@ -127,7 +127,7 @@ def with_labels(
     built = [TRANSFORMS.build(dict(step)) for step in (dict(type='LoadAnnotations'), *steps)]
     read = [step for step in built if isinstance(step, LoadAnnotations)][-1]
     for batch, file in zip(loader, files):
-        found = read(
+        annotation = read(
             dict(
                 seg_map_path=file,
                 label_map=info.label_map,
@@ -135,7 +135,7 @@ def with_labels(
                 seg_fields=[],
             )
         )
-        data = torch.from_numpy(found['gt_seg_map'].astype('int64'))[None]
+        data = torch.from_numpy(annotation['gt_seg_map'].astype('int64'))[None]
         batch['data_samples'][0].gt_sem_seg = PixelData(data=data)
         yield batch
 
@@ -173,15 +173,15 @@ def run(args: argparse.Namespace) -> list[GateMaps]:
     samples = batches(images)
     if args.label:
         samples = with_labels(samples, args.label, cfg, info, args.split)
-    found = [gate_maps(model, batch, levels, fusion, info.ignore_index) for batch in samples]
-    draw_gate_maps(found, info, args.out, args.title or name)
-    return found
+    views = [gate_maps(model, batch, levels, fusion, info.ignore_index) for batch in samples]
+    draw_gate_maps(views, info, args.out, args.title or name)
+    return views
 
 
-def report(found: list[GateMaps]) -> str:
+def report(views: list[GateMaps]) -> str:
     """The numbers as a table, and what they are."""
-    rows = gate_rows(found)
-    zeroed = bool(found[0].zeroed)
+    rows = gate_rows(views)
+    zeroed = bool(views[0].zeroed)
     shares = [key for key in ('become_wrong', 'become_right', 'changed') if key in rows[0]]
     heads = {'name': '', 'mean_gate': 'mean gate'}
     heads.update({key: f'{key.replace("_", " ")}, %' for key in shares if zeroed})
@@ -191,10 +191,10 @@ def report(found: list[GateMaps]) -> str:
         cells = {**row, 'gate': f'G_{row["gate"]}', 'mean_gate': f'{row["mean_gate"]:.4f}'}
         cells.update({key: '-' if row[key] is None else f'{100 * row[key]:.3f}' for key in shares})
         table.add_row([cells[key] for key in columns])
-    lines = [str(table), f'{found[0].module}, {len(found)} image{"s" * (len(found) > 1)}']
+    lines = [str(table), f'{views[0].module}, {len(views)} image{"s" * (len(views) > 1)}']
     if rows[0]['channels'] > 1:
         lines.append('a gate is the mean over its channels')
-    if zeroed and labelled(found):
+    if zeroed and labelled(views):
         lines.append(
             'become wrong: right with this gate and wrong where it is 0; of all labelled pixels'
         )
@@ -211,10 +211,10 @@ def main(argv: list[str] | None = None) -> None:
     # init_weights would log a line per parameter.
     MMLogger.get_instance('gate_maps', log_level='WARNING')
     try:
-        found = run(args)
+        views = run(args)
     except InputError as error:
         raise SystemExit(str(error)) from error
-    print(report(found))
+    print(report(views))
     print(args.out)
 
 

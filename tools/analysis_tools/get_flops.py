@@ -71,8 +71,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.update and (args.shape or args.cfg_options):
         parser.error('--update takes the shapes and the configs that the metafile names')
     if args.shape and (len(args.shape) > 2 or min(args.shape) < 1):
-        found = ' '.join(map(str, args.shape))
-        parser.error(f'argument --shape: expected H W or one side, positive, got {found}')
+        given = ' '.join(map(str, args.shape))
+        parser.error(f'argument --shape: expected H W or one side, positive, got {given}')
     if args.per_module < 1:
         parser.error(f'argument --per-module: expected at least 1, got {args.per_module}')
     for path in [args.config] if args.config else args.update:

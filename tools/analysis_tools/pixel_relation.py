@@ -193,15 +193,15 @@ def report(entries: list[dict]) -> None:
     table = PrettyTable(['model', 'pixels', 'own class', 'other classes', 'difference'])
     table.align['model'] = 'l'
     for name in dict.fromkeys(entry['model'] for entry in entries):
-        found = [
+        means = [
             (entry['own'], entry['others'])
             for entry in entries
             if entry['model'] == name and None not in (entry['own'], entry['others'])
         ]
-        if not found:
+        if not means:
             continue
-        own, others = np.mean(found, 0)
-        table.add_row([name, len(found), f'{own:.4f}', f'{others:.4f}', f'{own - others:.4f}'])
+        own, others = np.mean(means, 0)
+        table.add_row([name, len(means), f'{own:.4f}', f'{others:.4f}', f'{own - others:.4f}'])
     print(table)
     print('Mean relation to pixels of the class; each map goes from 0 to 1 over its image.')
 

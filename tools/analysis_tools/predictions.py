@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> list[Predictions]:
     seen = load_observed(args, args.device)
     sets = [ImageSet(c, args.split, (), None, args.num_samples, args.indices) for c in seen.cfgs]
     check_same_images(seen.names, sets, args.split)
-    found = []
+    rows = []
     for samples in zip(*map(batches, sets)):
         views = [
             observe(model, batch, layer, ignore_index=info.ignore_index)
@@ -70,13 +70,13 @@ def run(args: argparse.Namespace) -> list[Predictions]:
             raise InputError(f'{first.path} has no label: expected LoadAnnotations in the pipeline')
         check_classes(first.path, first.label, len(seen.infos[0].classes))
         predictions = tuple(view.prediction for view in views)
-        found.append(Predictions(first.path, first.image, first.label, predictions))
+        rows.append(Predictions(first.path, first.image, first.label, predictions))
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    draw_predictions(found, seen.names, seen.infos[0], args.out)
-    for view in found:
-        shares = [f'{100 * right(p, view.label):.1f} %' for p in view.predictions]
-        print(f'{Path(view.path).name}: ' + ', '.join(map(' '.join, zip(seen.names, shares))))
-    return found
+    draw_predictions(rows, seen.names, seen.infos[0], args.out)
+    for row in rows:
+        shares = [f'{100 * right(p, row.label):.1f} %' for p in row.predictions]
+        print(f'{Path(row.path).name}: ' + ', '.join(map(' '.join, zip(seen.names, shares))))
+    return rows
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -104,15 +104,15 @@ def run(args: argparse.Namespace, out_dir: Path) -> list[dict]:
     out_dir.mkdir(parents=True, exist_ok=True)
     entries: list[dict] = []
     for number, together in zip(sets[0].indices, zip(*map(batches, sets))):
-        found = [
+        views = [
             rate_maps(model, batch, layer) for model, batch, layer in zip(models, together, layers)
         ]
         image = together[0]['data_samples'][0].metainfo.get('img_path') or f'image {number}'
         # The number keeps images of one name in two folders apart.
         picture = out_dir / f'{number:04d}_{Path(image).stem.replace(" ", "_")}.png'
-        draw_rate_maps(found, names, picture, Path(image).name, args.count, args.channels)
+        draw_rate_maps(views, names, picture, Path(image).name, args.count, args.channels)
         print(picture)
-        for name, view in zip(names, found):
+        for name, view in zip(names, views):
             entries += [dict(image=str(image), **row) for row in rate_rows(name, view)]
     return entries
 

@@ -187,11 +187,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     print('\nratio  measured (mean, largest deviation)  closed form  away from borders')
     for ratio in dict.fromkeys(row['ratio'] for row in rows):
         of_ratio = [row for row in rows if row['ratio'] == ratio]
-        found = [row['measured_ratio'] for row in of_ratio]
+        ratios = [row['measured_ratio'] for row in of_ratio]
         closed, interior = of_ratio[0]['closed_form'], of_ratio[0]['closed_form_interior']
         print(
-            f'{ratio:>5}  {sum(found) / len(found):.4f}, '
-            f'{max(abs(f - closed) for f in found):.4f}{"":20}  {closed:.4f}'
+            f'{ratio:>5}  {sum(ratios) / len(ratios):.4f}, '
+            f'{max(abs(f - closed) for f in ratios):.4f}{"":20}  {closed:.4f}'
             f'       {interior if interior == "" else format(interior, ".4f")}'
         )
     print(f'{stem.with_suffix(".png")}\n{stem.with_suffix(".csv")}')

@@ -134,10 +134,10 @@ def read_annotations(path: Path) -> dict:
                 'instances_train2017.json'
             )
     if not any(category['name'] in IDS for category in data['categories']):
-        found = ', '.join(repr(c['name']) for c in data['categories'][:SHOWN])
+        categories = ', '.join(repr(c['name']) for c in data['categories'][:SHOWN])
         raise InputError(
             f"ANNOTATIONS {str(path)!r} has none of VOC's classes under COCO's names (airplane, "
-            f'bicycle, ...): its categories are {found}, ...'
+            f'bicycle, ...): its categories are {categories}, ...'
         )
     return data
 
@@ -301,8 +301,8 @@ def main(argv: list[str] | None = None) -> int:
                 f'annotation {annotation.get("id")}: no image has the id {annotation["image_id"]}'
             )
             continue
-        found = instances.setdefault(annotation['image_id'], [])
-        found.append((voc_of[annotation['category_id']], annotation))
+        of_image = instances.setdefault(annotation['image_id'], [])
+        of_image.append((voc_of[annotation['category_id']], annotation))
     tasks = [
         (image, paths[image['id']], instances[image['id']])
         for image in data['images']

@@ -134,8 +134,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     # Options may stand between the positional arguments, of which one can be missing.
     args = parser.parse_intermixed_args(argv)
     if min(args.shape) < 1:
-        found = ' '.join(map(str, args.shape))
-        parser.error(f'argument --shape: expected H W, positive, got {found}')
+        given = ' '.join(map(str, args.shape))
+        parser.error(f'argument --shape: expected H W, positive, got {given}')
     if not args.tolerance > 0:
         parser.error(f'argument --tolerance: expected more than 0, got {args.tolerance}')
     if args.out.is_dir() or args.out.suffix != '.onnx':
@@ -376,7 +376,7 @@ def compare(module: Deployed, path: Path, batches: Sequence[int] = (1, 2)) -> li
         ValueError: onnxruntime gives another shape or type, or a value that is not finite.
     """
     session = open_session(path)
-    found = []
+    differences = []
     for batch in batches:
         image = noise(batch, module.shape)
         with torch.no_grad():
@@ -392,7 +392,7 @@ def compare(module: Deployed, path: Path, batches: Sequence[int] = (1, 2)) -> li
         if not module.argmax:
             if not torch.isfinite(out).all():
                 raise ValueError(f'batch {batch}: onnxruntime gives values that are not finite')
-            found.append(Difference(batch, float((out - expected).abs().max() / largest)))
+            differences.append(Difference(batch, float((out - expected).abs().max() / largest)))
             continue
         if logits.shape[1] == 1:
             # Twice the distance to where the label changes, written as two classes.
@@ -401,8 +401,10 @@ def compare(module: Deployed, path: Path, batches: Sequence[int] = (1, 2)) -> li
         if int(out.max()) >= logits.shape[1]:
             raise ValueError(f'batch {batch}: onnxruntime gives label {int(out.max())}')
         lost = logits.amax(1) - logits.gather(1, out[:, None].long())[:, 0]
-        found.append(Difference(batch, float(lost.max() / largest), int((out != expected).sum())))
-    return found
+        differences.append(
+            Difference(batch, float(lost.max() / largest), int((out != expected).sum()))
+        )
+    return differences
 
 
 def _threshold(model: nn.Module) -> float:
@@ -460,7 +462,7 @@ def export_and_compare(
         try:
             export(module, path, exporter, opset)
             onnx.checker.check_model(str(path))
-            found = compare(module, path, batches)
+            differences = compare(module, path, batches)
         except Exception as error:
             # Each operator that is missing comes as another class of error.
             while error.__cause__ is not None:
@@ -468,11 +470,11 @@ def export_and_compare(
             reason = next((line for line in str(error).splitlines() if line.strip()), '')
             failures.append(f'{exporter}: {type(error).__name__}: {reason[:300]}')
             continue
-        if all(d.relative <= tolerance for d in found):
-            return exporter, found
+        if all(d.relative <= tolerance for d in differences):
+            return exporter, differences
         failures.append(
             f'{exporter}: the outputs differ by more than {tolerance:.0e}: '
-            + '; '.join(map(str, found))
+            + '; '.join(map(str, differences))
         )
     path.unlink(missing_ok=True)
     hint = ''
@@ -502,7 +504,7 @@ def main(argv: Sequence[str] | None = None) -> list[Difference]:
     # A file that was there before stays until a better one is whole.
     unfinished = args.out.with_name(f'.{args.out.stem}-{os.getpid()}.onnx')
     try:
-        exporter, found = export_and_compare(
+        exporter, differences = export_and_compare(
             module, unfinished, candidates, args.tolerance, args.opset
         )
         write_metadata(unfinished, module, _classes(args.checkpoint))
@@ -513,9 +515,9 @@ def main(argv: Sequence[str] | None = None) -> list[Difference]:
     if not args.checkpoint:
         print("no checkpoint was given: initial weights, batch norms with noise's statistics")
     print('onnxruntime and PyTorch on noise, largest difference:')
-    for difference in found:
+    for difference in differences:
         print(f'  {difference}')
-    return found
+    return differences
 
 
 def _classes(checkpoint: str | None) -> Sequence[str] | None:

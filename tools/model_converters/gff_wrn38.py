@@ -70,10 +70,10 @@ def head_state(state: dict[str, torch.Tensor], what: str) -> dict[str, torch.Ten
     """
     prefixes = [key[: -len(FIRST)] for key in state if f'.{key}'.endswith(f'.{FIRST}')]
     if len(prefixes) != 1:
-        found = some([f'{p}{FIRST}' for p in prefixes]) or f'none in: {some(list(state))}'
+        candidates = some([f'{p}{FIRST}' for p in prefixes]) or f'none in: {some(list(state))}'
         raise SystemExit(
             f'{what} is not a checkpoint of the released GFF model: expected one tensor {FIRST} '
-            f'with any prefix, found {found}'
+            f'with any prefix, found {candidates}'
         )
     (prefix,) = prefixes
     own = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}

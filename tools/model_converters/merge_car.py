@@ -85,14 +85,14 @@ def logits(model: nn.Module) -> torch.Tensor:
     for size in ((97, 129), SQUARE):
         image = torch.rand(1, 3 if mean is None else mean.numel(), *size, generator=generator)
         try:
-            found = model(image)
+            out = model(image)
         except (RuntimeError, AssertionError):
             if size == SQUARE:
                 raise
         else:
             break
     # DANet and EncNet give more than the prediction, which comes first.
-    return found[0] if isinstance(found, (tuple, list)) else found
+    return out[0] if isinstance(out, (tuple, list)) else out
 
 
 @exits_on_input_error
@@ -118,10 +118,10 @@ def main() -> None:
             expected = logits(trained)
             merge_car(trained)
             merged = loaded(built(cfg, merged=True), trained.state_dict(), 'the merged model')
-            found = logits(merged)
+            actual = logits(merged)
     except (ValueError, RuntimeError) as error:
         raise SystemExit(str(error)) from error
-    difference = float((found - expected).abs().max() / expected.abs().max())
+    difference = float((actual - expected).abs().max() / expected.abs().max())
     if not difference < TOLERANCE:
         raise SystemExit(
             f'the merged model differs: largest difference of the logits {difference:.1e} of the '

@@ -72,10 +72,10 @@ def backbone_state(
     """
     prefixes = [key[: -len(FIRST)] for key in state if f'.{key}'.endswith(f'.{FIRST}')]
     if len(prefixes) != 1:
-        found = some([f'{p}{FIRST}' for p in prefixes]) or f'none in: {some(list(state))}'
+        candidates = some([f'{p}{FIRST}' for p in prefixes]) or f'none in: {some(list(state))}'
         raise SystemExit(
             f'{what} is not a checkpoint with one WiderResNet: expected one tensor {FIRST} with '
-            f'any prefix, found {found}'
+            f'any prefix, found {candidates}'
         )
     (prefix,) = prefixes
     own = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
