@@ -11,6 +11,7 @@ import importlib.util
 import io
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -205,6 +206,15 @@ def test_each_quirk_is_met_once_and_documented():
     assert [quirk.name for quirk in compat.APPLIED] == [n for n in known if n in MET]
     assert all(quirk.what and quirk.until for quirk in compat.APPLIED)
     assert compat.apply() is compat.apply()
+
+
+@pytest.mark.parametrize('quirk', compat.QUIRKS, ids=lambda quirk: quirk.__name__)
+def test_a_quirk_stands_in_a_file_that_says_what_ends_it(quirk):
+    module = sys.modules[quirk.__module__]
+    assert module.__name__.startswith('mmseg_fusion.compat.')
+    assert re.search(r'\b[Ee]nds with\b', module.__doc__)
+    assert getattr(compat, quirk.__name__) is quirk
+    assert quirk.__name__ in compat.__all__
 
 
 # --- mmcv without compiled ops -------------------------------------------------------------------
