@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import difflib
 import functools
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
+from .files import Outputs, add_overwrite, whole_file
 
 if TYPE_CHECKING:
     from mmengine.config import Config
+
+__all__ = [
+    'CONFIGS',
+    'Outputs',
+    'add_models',
+    'add_overwrite',
+    'check_at_least',
+    'check_checkpoint',
+    'check_config',
+    'check_models',
+    'config_files',
+    'exits_on_input_error',
+    'installed_tool',
+    'model_files',
+    'read_config',
+    'run_installed_tool',
+    'whole_file',
+]
 
 CONFIGS = Path(__file__).parent / '.mim' / 'configs'
 
@@ -229,20 +247,64 @@ def check_at_least(parser: argparse.ArgumentParser, args: argparse.Namespace, **
             parser.error(f'--{name.replace("_", "-")} must be at least {smallest}, got {value}')
 
 
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that is at ``path`` once it is complete, and never in part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # No suffix of an image or a label: what a killed process leaves is taken for neither.
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+def config_files(*configs: str) -> list[str]:
+    """Config files and all that they inherit from, as inputs of :class:`Outputs`."""
+    from mmengine.config import Config
+
+    files: list[str] = []
+    waiting = list(configs)
+    while waiting:
+        file = waiting.pop()
+        if file in files or not os.path.isfile(file):
+            continue
+        files.append(file)
+        waiting += [Config._get_cfg_path(base, file)[0] for base in Config._get_base_files(file)]
+    return files
+
+
+def model_files(pairs: Sequence[str | None]) -> list[str]:
+    """All files of pairs of config and checkpoint; what is none of them is skipped later."""
+    return [*config_files(*pairs[::2]), *(path for path in pairs[1::2] if path)]
+
+
+def check_work_dir(config: str, work_dir: str | None) -> None:
+    """MMEngine writes the whole config under its name into the work dir.
+
+    Raises:
+        InputError: the config itself, or one that it inherits from, is that file; one that
+            MMEngine wrote there in an earlier run may be.
+    """
+    from mmengine.config import Config
+
+    if not work_dir:
+        return
+    written = Path(work_dir) / Path(config).name
     try:
-        with temporary.open('wb') as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        Outputs('MMEngine', config_files(config), overwrite=True).check(written)
+    except InputError as error:
+        # As it is written, nothing of it is lost: no comment, no _base_.
+        text = Path(config).read_text(encoding='utf-8')
+        if os.path.samefile(config, written) and Config.fromfile(config).pretty_text == text:
+            return
+        raise InputError(
+            f'--work-dir {work_dir}: MMEngine writes all that the config says to {written}. '
+            f'{error}; give another --work-dir'
+        ) from error
+
+
+def check_predictions(outputs: Outputs, folder: Path) -> None:
+    """MMSegmentation writes ``--out FOLDER`` file by file, named as the images.
+
+    Raises:
+        InputError: the folder holds PNG files that earlier predictions did not write.
+    """
+    try:
+        outputs.check(*sorted(folder.glob('*.png')))
+    except InputError as error:
+        raise InputError(
+            f'--out {folder} holds PNG files that tools/test.py did not write there, and '
+            'predictions are named as their images: give a new folder'
+        ) from error
 
 
 def _with_our_options(tool: str) -> type[argparse.ArgumentParser]:
@@ -282,6 +344,7 @@ def _with_our_options(tool: str) -> type[argparse.ArgumentParser]:
     return Parser
 
 
+@exits_on_input_error
 def run_installed_tool(name: str, runner: type | None = None) -> None:
     """Runs MMSegmentation's ``tools/<name>.py`` on the command line of this process.
 
@@ -303,13 +366,23 @@ def run_installed_tool(name: str, runner: type | None = None) -> None:
         check_checkpoint(args.checkpoint)
     if name == 'test':
         tool.trigger_visualization_hook = _every_image(tool.trigger_visualization_hook)
+    # Of several processes one looks, before any of them writes.
+    ranks = [os.environ.get(key) for key in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')]
+    first = all(rank in (None, '0') for rank in ranks)
+    predictions = getattr(args, 'out', None) if first else None
+    outputs = Outputs(name, model_files([args.config, getattr(args, 'checkpoint', None)]))
+    check_work_dir(args.config, args.work_dir or cfg.get('work_dir'))
+    if predictions:
+        check_predictions(outputs, Path(predictions))
     if runner is not None:
         asked = dict(
             testing=hasattr(args, 'checkpoint'),
             allow_missing=getattr(args, 'allow_missing', False),
         )
         tool.Runner = type(runner.__name__, (runner,), asked)
-    exits_on_input_error(tool.main)()
+    tool.main()
+    if predictions:
+        outputs.note(*Path(predictions).glob('*.png'))
 
 
 def _every_image(trigger: Callable) -> Callable:

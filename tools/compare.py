@@ -35,7 +35,15 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_at_least, check_config, whole_file  # isort: skip
+from mmseg_fusion.cli import (  # isort: skip
+    Outputs,
+    add_overwrite,
+    check_at_least,
+    check_config,
+    config_files,
+    exits_on_input_error,
+    whole_file,
+)
 
 from mmengine.config import Config, DictAction
 from rich.console import Console
@@ -91,6 +99,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help=f'the differences, between the lines {comparison.BEGIN} and {comparison.END}',
     )
     parser.add_argument('--plot', type=Path, metavar='PICTURE', help='points, means, intervals')
+    add_overwrite(parser, 'replace a PICTURE that this tool did not write')
     parser.add_argument('--jobs', type=int, default=1, help='runs side by side')
     parser.add_argument('--threads', type=int, help="of each run on a CPU; default: PyTorch's own")
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
@@ -510,9 +519,14 @@ def _shown(path: Path) -> str:
     return str(path)
 
 
+@exits_on_input_error
 def main() -> None:
     args = parse_args()
     file = args.source or args.results or args.work_dir / 'results.json'
+    # A record is added to, a page says itself that it is made, and FILE.md is changed in place.
+    inputs = [*config_files(*args.configs), file, args.write, args.insert]
+    outputs = Outputs('compare', inputs, args.overwrite)
+    outputs.check(args.plot)
     try:
         record = comparison.read(file) if file.is_file() else comparison.empty('Comparison', [])
     except ValueError as error:
@@ -538,7 +552,8 @@ def main() -> None:
     if not (args.write or args.insert):
         print(comparison.tables(record), end='')
     if args.plot:
-        comparison.draw(record, args.plot)
+        with outputs.path(args.plot) as picture:
+            comparison.draw(record, picture)
     if failed:
         raise SystemExit(
             f'\n{len(failed)} runs failed; the same command tries them again:\n\n'

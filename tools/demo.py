@@ -24,7 +24,13 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import read_config  # isort: skip
+from mmseg_fusion.cli import (  # isort: skip
+    Outputs,
+    add_overwrite,
+    config_files,
+    exits_on_input_error,
+    read_config,
+)
 
 import matplotlib
 
@@ -194,6 +200,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--iters', type=int, default=400, help='training iterations')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'))
     parser.add_argument('--scenes', type=int, default=6, help='columns of the picture')
+    add_overwrite(parser)
     args = parser.parse_args(argv)
     for name in ('iters', 'scenes'):
         if getattr(args, name) < 1:
@@ -201,16 +208,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@exits_on_input_error
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     start = time.perf_counter()
     cfg = read_config(args.config, needs=['model', 'train_cfg', 'train_dataloader.dataset'])
+    pictures = args.work_dir / 'scenes.png', args.work_dir / 'curves.png'
+    # MMEngine writes these two itself.
+    written = args.work_dir / f'iter_{args.iters}.pth', args.work_dir / Path(args.config).name
+    outputs = Outputs('demo', config_files(args.config), args.overwrite)
+    outputs.check(*pictures, *written)
     shorten(cfg, args.iters)
     cfg.work_dir = str(args.work_dir)
     cfg.setdefault('randomness', dict(seed=0))
 
     runner = Runner.from_cfg(cfg)
     runner.train()
+    outputs.note(*written)
     trained = time.perf_counter() - start
     final = runner.test()['mIoU']
 
@@ -220,14 +234,15 @@ def main(argv: list[str] | None = None) -> int:
     best, constant = constant_miou(pixels)
     ratio = final / constant
 
-    pictures = args.work_dir / 'scenes.png', args.work_dir / 'curves.png'
     scenes = predict(runner.model, dataset, args.scenes)
     title = (
         f'held-out scenes after {args.iters} iterations\n'
         f'mIoU {final:.1f} % (best constant prediction {constant:.1f} %)'
     )
-    draw_scenes(scenes, dataset.metainfo, title, pictures[0])
-    draw_curves(loss, miou, constant, final, pictures[1])
+    with outputs.path(pictures[0]) as file:
+        draw_scenes(scenes, dataset.metainfo, title, file)
+    with outputs.path(pictures[1]) as file:
+        draw_curves(loss, miou, constant, final, file)
 
     name = dataset.metainfo['classes'][best]
     print(f'\ntrained {args.iters} iterations in {trained:.0f} s')

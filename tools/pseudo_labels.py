@@ -26,7 +26,13 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_checkpoint, read_config, whole_file  # isort: skip
+from mmseg_fusion.cli import (  # isort: skip
+    Outputs,
+    check_checkpoint,
+    exits_on_input_error,
+    model_files,
+    read_config,
+)
 
 import numpy as np
 import torch
@@ -72,7 +78,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="mean probabilities over the config's tta_pipeline (scales, flips)",
     )
     parser.add_argument(
-        '--overwrite', action='store_true', help='make labels again that are in OUT already'
+        '--overwrite',
+        action='store_true',
+        help='make labels again that are in OUT already, and replace lists and summary that this '
+        'tool did not write',
     )
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
@@ -171,17 +180,18 @@ class Made:
         return cls(**json.loads(text))
 
 
-def write_label(path: Path, label: np.ndarray, made: Made) -> None:
+def write_label(outputs: Outputs, path: Path, label: np.ndarray, made: Made) -> None:
     """Writes an 8-bit greyscale PNG.
 
     Args:
+        outputs: what this run writes.
         path: where to.
         label: (H, W), uint8, train ids and 255.
         made: kept beside the pixels.
     """
     text = PngImagePlugin.PngInfo()
     text.add_text(KEY, json.dumps(vars(made)))
-    with whole_file(path) as file:
+    with outputs.file(path) as file:
         Image.fromarray(label).save(file, format='PNG', pnginfo=text)
 
 
@@ -354,11 +364,15 @@ class Run:
     """What one run of the tool did.
 
     Attributes:
+        outputs: the lists and the summary.
+        labels: what it writes of labels; each says itself whether this tool made it.
         made: by image, for every label that is there now.
         written: how many of them this run wrote.
         problems: by image, why it has no label.
     """
 
+    outputs: Outputs = field(default_factory=lambda: Outputs('pseudo_labels'))
+    labels: Outputs = field(default_factory=lambda: Outputs('pseudo_labels', overwrite=True))
     made: dict[str, Made] = field(default_factory=dict)
     written: int = 0
     problems: dict[str, str] = field(default_factory=dict)
@@ -429,13 +443,18 @@ def label_folder(
             for a in (predicted, label)
         ]
         made = Made(settings, *counts)
-        write_label(out / labels[name], label, made)
+        write_label(run.labels, out / labels[name], label, made)
         run.made[name] = made
         run.written += 1
     print()
 
 
-def write_lists(out: Path, made: dict[str, Made]) -> dict[str, str]:
+def list_name(suffix: str) -> str:
+    """Of the list of images with a suffix."""
+    return f'images{suffix}.txt'
+
+
+def write_lists(outputs: Outputs, out: Path, made: dict[str, Made]) -> dict[str, str]:
     """Writes the images whose labels hold any class, as ``ann_file`` of a data set takes them.
 
     Returns:
@@ -449,13 +468,12 @@ def write_lists(out: Path, made: dict[str, Made]) -> dict[str, str]:
             names.append(stem)
     files = {}
     for suffix, names in lines.items():
-        path = out / f'images{suffix}.txt'
+        path = out / list_name(suffix)
         if not names:  # of which no data set can be built
-            path.unlink(missing_ok=True)
+            outputs.remove(path)
             continue
         files[suffix] = path.name
-        with whole_file(path) as file:
-            file.write(''.join(f'{name}\n' for name in names).encode())
+        outputs.write(path, ''.join(f'{name}\n' for name in names))
     return files
 
 
@@ -498,20 +516,29 @@ def print_table(rows: list[dict], threshold: float) -> None:
     print(f'{kept / pixels:.2%} of {pixels} pixels kept: probability at least {threshold:g}')
 
 
+@exits_on_input_error
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     cfg = read_config(args.config, args.cfg_options, ['model.decode_head'])
     check_checkpoint(args.checkpoint)
     MMLogger.get_instance('pseudo_labels', log_level='WARNING')
-    run = Run()
-    try:
-        labels = find_images(args.images, args.out)
-        settings = settings_of(args, cfg)
-        # Asked before the model is loaded: what is wrong with OUT is said at once.
-        run.made = labels_there(labels, args.out, settings, args.overwrite)
-        labeller = labeller_of(cfg, args.checkpoint, args.tta, args.threshold, args.device)
-    except InputError as error:
-        raise SystemExit(str(error)) from error
+    labels = find_images(args.images, args.out)
+    inputs = [
+        *model_files([args.config, args.checkpoint]),
+        *(args.images / name for name in labels),
+    ]
+    run = Run(
+        Outputs('pseudo_labels', inputs, args.overwrite),
+        # Whose label is there is known from the label itself: another's was refused by then.
+        Outputs('pseudo_labels', inputs, overwrite=True),
+    )
+    suffixes = sorted({Path(name).suffix for name in labels})
+    run.outputs.check(args.out / SUMMARY, *(args.out / list_name(s) for s in suffixes))
+    run.labels.check(*(args.out / label for label in labels.values()))
+    settings = settings_of(args, cfg)
+    # Asked before the model is loaded: what is wrong with OUT is said at once.
+    run.made = labels_there(labels, args.out, settings, args.overwrite)
+    labeller = labeller_of(cfg, args.checkpoint, args.tta, args.threshold, args.device)
     there = len(run.made)
     if there:
         print(f'{there} of {len(labels)} labels are there already')
@@ -519,7 +546,7 @@ def main(argv: list[str] | None = None) -> int:
 
     rows = class_rows(class_names(cfg, labeller.num_classes), run.made)
     empty = sorted(name for name, made in run.made.items() if not any(made.kept))
-    files = write_lists(args.out, run.made)
+    files = write_lists(run.outputs, args.out, run.made)
     summary = dict(
         config=args.config,
         checkpoint=args.checkpoint,
@@ -535,8 +562,7 @@ def main(argv: list[str] | None = None) -> int:
         without_any_class=empty,
         problems=run.problems,
     )
-    with whole_file(args.out / SUMMARY) as file:
-        file.write((json.dumps(summary, indent=1) + '\n').encode())
+    run.outputs.write(args.out / SUMMARY, json.dumps(summary, indent=1) + '\n')
     print_table(rows, args.threshold)
     if empty:
         print(f'{len(empty)} labels hold no class and are in no list')

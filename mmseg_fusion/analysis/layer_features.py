@@ -489,6 +489,14 @@ class ImageSet(torch.utils.data.Dataset):
             infos.append(info)
         return infos
 
+    def files(self) -> list[str]:
+        """Images and labels that are read; none of a data set that draws its images."""
+        infos = self._infos or self._source
+        read = infos.__getitem__ if self._infos else infos.get_data_info
+        found = [read(index) for index in self.indices]
+        keys = ('img_path', 'seg_map_path')
+        return [str(info[key]) for info in found for key in keys if info.get(key)]
+
     def __len__(self) -> int:
         return len(self.indices)
 

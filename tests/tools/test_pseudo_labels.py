@@ -421,22 +421,6 @@ def test_labels_of_others_are_left_alone(small, tmp_path, complaint, overwrite):
     assert os.listdir(tmp_path / 'out') == ['a.png']
 
 
-def test_a_file_is_whole_or_as_it_was(tool, tmp_path):
-    path = tmp_path / 'new' / 'file'
-    with tool.whole_file(path) as file:
-        file.write(b'first')
-
-    def interrupted() -> None:
-        with tool.whole_file(path) as file:
-            file.write(b'sec')
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert path.read_bytes() == b'first'
-    assert os.listdir(path.parent) == ['file']
-
-
 def test_one_list_per_suffix(small, images, tmp_path, label, complaint):
     Image.open(images / 'a.png').save(images / 'street' / 'photo.v2.JPG')
     status, _ = label(small)

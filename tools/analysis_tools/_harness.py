@@ -27,7 +27,8 @@ from pathlib import Path
 import torch
 from prettytable import PrettyTable
 
-from mmseg_fusion.cli import check_at_least
+from mmseg_fusion.cli import CONFIGS, Outputs, add_overwrite, check_at_least, config_files
+from mmseg_fusion.errors import InputError
 
 Step = Callable[[], object]
 Shape = tuple[int, int, int, int]
@@ -147,6 +148,7 @@ def make_parser(
     add('--warmup', type=int, default=warmup, help=f'turns before them; default: {warmup}')
     add('--no-memory', action='store_true', help='time only')
     add('--json', type=Path, metavar='FILE', help='write all numbers to FILE too')
+    add_overwrite(parser)
     if batch_size is not None:
         add('--batch-size', type=int, default=batch_size, help=f'default: {batch_size}')
     # Peaks of resident memory alone, as JSON.
@@ -429,6 +431,12 @@ def run(
     if args.only_memory:
         print(json.dumps(all_memory_here(cases, args.device)))
         return []
+    # Asked before hours of measuring.
+    outputs = Outputs(Path(script).stem, configs_of(args), args.overwrite)
+    try:
+        outputs.check(args.json)
+    except InputError as error:
+        raise SystemExit(str(error)) from error
     with_memory = not args.no_memory and any(case.memory for case in cases)
     head = header(what, args, with_memory)
     print(head, flush=True)
@@ -449,11 +457,19 @@ def run(
         raise SystemExit(f'out of memory ({reason}): give a smaller {smaller}') from error
     if args.json:
         rows = [row for result in results for row in result.as_json()]
-        write_json(args.json, dict(setup=head, results=rows))
+        content = dict(setup=head, results=rows)
+        outputs.write(args.json, json.dumps(content, indent=2) + '\n')
     return results
 
 
-def write_json(path: Path, data: dict) -> None:
-    """Writes what ``--json`` asks for."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=2) + '\n')
+def configs_of(args: argparse.Namespace) -> list[str]:
+    """The config files among the arguments, and all that they inherit from."""
+    words: list[object] = []
+    for value in vars(args).values():
+        words += value if isinstance(value, (list, tuple)) else [value]
+    texts = [word for word in words if isinstance(word, str)]
+    models = CONFIGS / '_base_' / 'models'
+    return config_files(
+        *(text for text in texts if text.endswith('.py')),
+        *(str(models / f'{text}.py') for text in texts),
+    )

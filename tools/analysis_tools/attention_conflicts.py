@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import csv
 import inspect
+import io
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,14 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_checkpoint, read_config  # isort: skip
+from mmseg_fusion.cli import (  # isort: skip
+    Outputs,
+    add_overwrite,
+    check_checkpoint,
+    exits_on_input_error,
+    model_files,
+    read_config,
+)
 
 import mmcv
 import mmengine.fileio as fileio
@@ -46,7 +54,7 @@ from mmseg_fusion.analysis.attention_conflicts import (
     draw_conflicts,
     predict_branches,
 )
-from mmseg_fusion.analysis.layer_features import InputError, load_segmentor
+from mmseg_fusion.analysis.layer_features import load_segmentor
 from mmseg_fusion.checkpoints import read_checkpoint
 
 SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
@@ -64,6 +72,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--out-dir', type=Path, help='default: work_dirs/CONFIG/attention_conflicts'
     )
+    add_overwrite(parser)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
     args = parser.parse_args(argv)
     for name in ('num_images', 'rows'):
@@ -171,22 +180,27 @@ def report(total: Conflicts, images: int) -> str:
     return '\n'.join(lines)
 
 
+@exits_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     cfg = read_config(args.config, args.cfg_options, ['model.decode_head'])
     check_checkpoint(args.checkpoint)
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     files = given_files(args.images, args.labels) if args.images else None
+    name = Path(args.config).stem
+    out_dir = args.out_dir or Path('work_dirs') / name / 'attention_conflicts'
+    numbers, picture = (out_dir / f'attention_conflicts.{kind}' for kind in ('csv', 'png'))
+    inputs = model_files([args.config, args.checkpoint])
+    outputs = Outputs('attention_conflicts', inputs, args.overwrite)
+    outputs.add_inputs(path for pair in files or () for path in pair)
+    outputs.check(numbers, picture)
     # The head first: a checkpoint that fits it is no help where the head has no branches.
     head = cfg.model.decode_head
     try:
         branches = branches_of(MODELS.build(head[-1] if isinstance(head, list) else head))
     except ValueError as error:
         raise SystemExit(f'{args.config}: {error}') from error
-    try:
-        model = load_segmentor(cfg, args.checkpoint, args.device)
-    except InputError as error:
-        raise SystemExit(str(error)) from error
+    model = load_segmentor(cfg, args.checkpoint, args.device)
     meta = read_checkpoint(args.checkpoint).get('meta') or {}
     ignore_index = model.decode_head.ignore_index
 
@@ -212,26 +226,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         except ValueError as error:
             raise SystemExit(f'{data_sample.img_path}: {error}') from error
         total = total + counts
-        name = Path(data_sample.img_path).name
-        rows.append({'image': name, 'pixels': counts.pixels, **counts.shares()})
+        image_name = Path(data_sample.img_path).name
+        outputs.add_inputs([data_sample.img_path, data_sample.get('seg_map_path')])
+        rows.append({'image': image_name, 'pixels': counts.pixels, **counts.shares()})
         image = mmcv.imfrombytes(fileio.get(data_sample.img_path), channel_order='rgb')
-        kept.append(Example(name, image, answers, truth, counts))
+        kept.append(Example(image_name, image, answers, truth, counts))
         kept = sorted(kept, key=lambda example: -example.rank)[: args.rows]
         bar.update()
 
     print('\n' + report(total, number))
     if len(branches) == 1:
         print(f'(sequential: {next(iter(branches))} is compared with the prediction behind it)')
-    name = Path(args.config).stem
-    out_dir = args.out_dir or Path('work_dirs') / name / 'attention_conflicts'
-    out_dir.mkdir(parents=True, exist_ok=True)
-    stem = out_dir / 'attention_conflicts'
-    with stem.with_suffix('.csv').open('w', newline='', encoding='utf-8') as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    draw_conflicts(kept, metainfo, stem.with_suffix('.png'), name, ignore_index)
-    print(f'{stem.with_suffix(".csv")}\n{stem.with_suffix(".png")}')
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    outputs.write(numbers, text.getvalue())
+    with outputs.path(picture) as file:
+        draw_conflicts(kept, metainfo, file, name, ignore_index)
+    print(f'{numbers}\n{picture}')
 
 
 if __name__ == '__main__':

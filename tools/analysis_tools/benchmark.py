@@ -32,7 +32,14 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_checkpoint, exits_on_input_error, read_config  # isort: skip
+from mmseg_fusion.cli import (  # isort: skip
+    Outputs,
+    add_overwrite,
+    check_checkpoint,
+    config_files,
+    exits_on_input_error,
+    read_config,
+)
 
 import torch
 from _harness import (  # beside this script
@@ -109,6 +116,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--amp', action='store_true', help='mixed precision; bfloat16 on the CPU')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write all numbers to FILE too')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
+    add_overwrite(parser)
     # One config's peak of resident memory, measured in a process of its own.
     parser.add_argument('--only-memory', action='store_true', help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -298,6 +306,8 @@ def main(argv: Sequence[str] | None = None) -> list[Timing]:
         loaded.append(read_config(config, args.cfg_options, needs))
     if args.checkpoint:
         check_checkpoint(args.checkpoint)
+    outputs = Outputs('benchmark', [*config_files(*configs), args.checkpoint], args.overwrite)
+    outputs.check(args.json)
     args.shape = image_shape(loaded[0], args.shape)
     if args.batch_size is None:
         loader = loaded[0].get('train_dataloader') or {}
@@ -349,12 +359,11 @@ def main(argv: Sequence[str] | None = None) -> list[Timing]:
     ]
     print(report(timings, args))
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
         rows = [
             dict(asdict(t), median=t.median, images_per_second=t.images_per_second) for t in timings
         ]
         setup = dict(mode=args.mode, shape=list(args.shape), device=args.device, configs=rows)
-        args.json.write_text(json.dumps(setup, indent=2) + '\n')
+        outputs.write(args.json, json.dumps(setup, indent=2) + '\n')
     return timings
 
 

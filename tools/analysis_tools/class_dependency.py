@@ -21,9 +21,13 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
 from mmseg_fusion.cli import (  # isort: skip
+    Outputs,
     add_models,
+    add_overwrite,
     check_at_least,
     check_models,
+    exits_on_input_error,
+    model_files,
 )
 
 import torch
@@ -96,6 +100,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--matrix', type=Path, help='also write the numbers: FILE.npz or FILE.json')
     parser.add_argument('--title', default='', help='of the picture')
     parser.add_argument('--out-dir', type=Path, help='default: work_dirs/CONFIG/class_dependency')
+    add_overwrite(parser)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
     args = parser.parse_args(argv)
     check_models(parser, args)
@@ -107,7 +112,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def measure(args: argparse.Namespace) -> tuple[list[Dependency], tuple[str, ...], str]:
+def measure(
+    args: argparse.Namespace, outputs: Outputs
+) -> tuple[list[Dependency], tuple[str, ...], str]:
     """The map of every model, the class names, and what they were taken over."""
     seen = load_observed(args)
     names, infos, models, layers = seen.names, seen.infos, seen.models, seen.layers
@@ -129,6 +136,8 @@ def measure(args: argparse.Namespace) -> tuple[list[Dependency], tuple[str, ...]
         ImageSet(cfg, args.split, args.images, args.ann_dir, args.num_samples) for cfg in seen.cfgs
     ]
     check_same_images(names, sets, args.split)
+    for images in sets:
+        outputs.add_inputs(images.files())
     for name, model, images, info, layer in zip(names, models, sets, infos, layers):
         model.to(args.device)
         loader = batches(images, args.num_workers)
@@ -176,23 +185,24 @@ def report(maps: list[Dependency], classes: tuple[str, ...], similarity: str) ->
         print(f'absent: {", ".join(absent)}')
 
 
+@exits_on_input_error
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     # init_weights would log a line per parameter.
     MMLogger.get_instance('class_dependency', log_level='WARNING')
-    try:
-        maps, classes, what = measure(args)
-    except InputError as error:
-        raise SystemExit(str(error)) from error
-    report(maps, classes, args.similarity)
     out_dir = args.out_dir or Path('work_dirs') / Path(args.models[0]).stem / 'class_dependency'
-    out_dir.mkdir(parents=True, exist_ok=True)
     picture = out_dir / 'class_dependency.png'
+    outputs = Outputs('class_dependency', model_files(args.models), args.overwrite)
+    outputs.check(picture, args.matrix)
+    maps, classes, what = measure(args, outputs)
+    report(maps, classes, args.similarity)
     title = args.title or f'Class dependency, {what}'
-    draw_dependency(maps, classes, picture, title, args.similarity)
+    with outputs.path(picture) as file:
+        draw_dependency(maps, classes, file, title, args.similarity)
     print(picture)
     if args.matrix:
-        save_dependency(maps, classes, args.matrix, similarity=args.similarity, of=args.of)
+        with outputs.path(args.matrix) as file:
+            save_dependency(maps, classes, file, similarity=args.similarity, of=args.of)
         print(args.matrix)
 
 

@@ -21,9 +21,13 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
 from mmseg_fusion.cli import (  # isort: skip
+    Outputs,
     add_models,
+    add_overwrite,
     check_at_least,
     check_models,
+    exits_on_input_error,
+    model_files,
 )
 
 import torch
@@ -48,7 +52,6 @@ from mmseg_fusion.analysis.feature_umap import (
 from mmseg_fusion.analysis.layer_features import (
     DataInfo,
     ImageSet,
-    InputError,
     batches,
     check_same_images,
     load_observed,
@@ -118,6 +121,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help=f'picture ({", ".join(PICTURES)}); default: '
         'work_dirs/CONFIG/feature_umap/feature_EMBEDDING.png',
     )
+    add_overwrite(parser)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
     args = parser.parse_args(argv)
     check_models(parser, args)
@@ -153,7 +157,7 @@ def chosen_embedding(args: argparse.Namespace) -> Embed:
     )
 
 
-def collect(args: argparse.Namespace) -> tuple[Sample, list[str], DataInfo]:
+def collect(args: argparse.Namespace, outputs: Outputs) -> tuple[Sample, list[str], DataInfo]:
     """The pixels as every model sees them, the names of the models, and the classes."""
     seen = load_observed(args, args.device)
     names, infos, models, layers = seen.names, seen.infos, seen.models, seen.layers
@@ -165,6 +169,9 @@ def collect(args: argparse.Namespace) -> tuple[Sample, list[str], DataInfo]:
         ImageSet(cfg, args.split, args.images, args.ann_dir, args.num_samples) for cfg in seen.cfgs
     ]
     check_same_images(names, sets, args.split)
+    for images in sets:
+        outputs.add_inputs(images.files())
+    outputs.check(args.out, args.json)
     drawn = PixelSample(len(classes), args.pixels_per_class, args.seed)
     together = zip(*(batches(images, args.num_workers) for images in sets))
     for samples in track_iter_progress((together, len(sets[0]))):
@@ -195,6 +202,7 @@ def report(maps: list[Embedding]) -> None:
     )
 
 
+@exits_on_input_error
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     # init_weights would log a line per parameter.
@@ -203,21 +211,21 @@ def main(argv: list[str] | None = None) -> None:
         embed = chosen_embedding(args)
     except ImportError as error:
         raise SystemExit(str(error)) from error
-    try:
-        sample, names, info = collect(args)
-    except InputError as error:
-        raise SystemExit(str(error)) from error
+    folder = Path('work_dirs') / Path(args.models[0]).stem / 'feature_umap'
+    args.out = args.out or folder / f'feature_{args.embedding}.png'
+    outputs = Outputs('feature_umap', model_files(args.models), args.overwrite)
+    outputs.check(args.out, args.json)
+    sample, names, info = collect(args, outputs)
     maps = embed_sample(sample, names, embed)
     report(maps)
-    stem = Path(args.models[0]).stem
-    out = args.out or Path('work_dirs') / stem / 'feature_umap' / f'feature_{args.embedding}.png'
     what = f'{args.embedding.upper()} of the last features, {len(sample.images)} images'
-    draw_embeddings(maps, sample.labels, info, out, args.title or what, args.seed)
-    print(out)
+    with outputs.path(args.out) as file:
+        draw_embeddings(maps, sample.labels, info, file, args.title or what, args.seed)
+    print(args.out)
     if args.json:
-        save_embeddings(
-            maps, sample, info.classes, args.json, embedding=args.embedding, seed=args.seed
-        )
+        about = dict(embedding=args.embedding, seed=args.seed)
+        with outputs.path(args.json) as file:
+            save_embeddings(maps, sample, info.classes, file, **about)
         print(args.json)
 
 

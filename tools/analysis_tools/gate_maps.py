@@ -23,9 +23,13 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
 from mmseg_fusion.cli import (  # isort: skip
+    Outputs,
+    add_overwrite,
     check_at_least,
     check_checkpoint,
     check_config,
+    exits_on_input_error,
+    model_files,
     read_config,
 )
 
@@ -84,6 +88,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--title', default='', help='of the picture; default: name of the config')
     parser.add_argument('--out', type=Path, help='default: work_dirs/CONFIG/gate_maps.png')
+    add_overwrite(parser)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
     # Options may stand between CHECKPOINT and the images.
     args = parser.parse_intermixed_args(argv)
@@ -105,18 +110,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.out.suffix.lower() != '.png':
         parser.error(f'--out: expected a file name in .png, got {args.out}')
     return args
-
-
-def check_out(path: Path) -> None:
-    """Raises :class:`InputError` where no file can be written; what is there stays."""
-    there = path.exists()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open('ab').close()
-    except OSError as error:
-        raise InputError(f'--out {path}: the picture cannot be written there: {error}') from error
-    if not there:
-        path.unlink()
 
 
 def with_labels(
@@ -148,10 +141,14 @@ def run(args: argparse.Namespace) -> list[GateMaps]:
     missing = [file for file in args.label or () if not Path(file).is_file()]
     if missing:
         raise InputError(f'--label {missing[0]} is not a file')
-    check_out(args.out)
+    inputs = [*model_files([args.config, args.checkpoint]), *args.images, *(args.label or ())]
+    outputs = Outputs('gate_maps', inputs, args.overwrite)
+    outputs.check(args.out)
     cfg = read_config(args.config, args.cfg_options)
     info = data_info(cfg, args.split)
     images = ImageSet(cfg, args.split, args.images, args.ann_dir, args.num_samples, args.indices)
+    outputs.add_inputs(images.files())
+    outputs.check(args.out)
     if args.label and len(args.label) != len(images):
         raise InputError(
             f'--label: expected a label per image, {len(images)}, got {len(args.label)}'
@@ -174,7 +171,8 @@ def run(args: argparse.Namespace) -> list[GateMaps]:
     if args.label:
         samples = with_labels(samples, args.label, cfg, info, args.split)
     views = [gate_maps(model, batch, levels, fusion, info.ignore_index) for batch in samples]
-    draw_gate_maps(views, info, args.out, args.title or name)
+    with outputs.path(args.out) as file:
+        draw_gate_maps(views, info, file, args.title or name)
     return views
 
 
@@ -206,14 +204,12 @@ def report(views: list[GateMaps]) -> str:
     return '\n'.join(lines)
 
 
+@exits_on_input_error
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     # init_weights would log a line per parameter.
     MMLogger.get_instance('gate_maps', log_level='WARNING')
-    try:
-        views = run(args)
-    except InputError as error:
-        raise SystemExit(str(error)) from error
+    views = run(args)
     print(report(views))
     print(args.out)
 

@@ -24,6 +24,7 @@ import yaml
 from mmengine.config import Config, DictAction
 
 from mmseg_fusion.analysis.counting import Counts, count, human, read_config
+from mmseg_fusion.cli import whole_file
 
 COUNTED = (
     'FLOPs are multiply-adds of convolutions, linear layers, matrix and attention products;\n'
@@ -183,8 +184,9 @@ def update_metafile(path: str | Path) -> int:
             edits.append((first.index, first.index, added))
     for start, end, new in sorted(edits, key=lambda edit: edit[0], reverse=True):
         text = text[:start] + new + text[end:]
-    with path.open('w', encoding='utf-8', newline='') as file:
-        file.write(text)
+    # A metafile is changed in its place: that is what --update is for.
+    with whole_file(path) as file:
+        file.write(text.encode())
     return len(edits)
 
 

@@ -22,9 +22,13 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
 from mmseg_fusion.cli import (  # isort: skip
+    Outputs,
     add_models,
+    add_overwrite,
     check_at_least,
     check_models,
+    exits_on_input_error,
+    model_files,
 )
 
 import numpy as np
@@ -96,6 +100,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--out-dir', type=Path, help='default: work_dirs/CONFIG/pixel_relation')
+    add_overwrite(parser)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
     args = parser.parse_args(argv)
     check_models(parser, args)
@@ -131,7 +136,7 @@ def free_name(stem: str, taken: set[str]) -> str:
     return name
 
 
-def run(args: argparse.Namespace, out_dir: Path) -> list[dict]:
+def run(args: argparse.Namespace, outputs: Outputs, out_dir: Path) -> list[dict]:
     """Draws every image; one entry per image, pixel and model."""
     loaded = load_observed(args, args.device)
     names, infos, models, layers = loaded.names, loaded.infos, loaded.models, loaded.layers
@@ -141,7 +146,8 @@ def run(args: argparse.Namespace, out_dir: Path) -> list[dict]:
         ImageSet(cfg, args.split, args.images, args.ann_dir, args.num_samples, args.indices)
         for cfg in loaded.cfgs
     ]
-    out_dir.mkdir(parents=True, exist_ok=True)
+    for images in sets:
+        outputs.add_inputs(images.files())
     entries: list[dict] = []
     taken: set[str] = set()
     for together in zip(*map(batches, sets)):
@@ -157,16 +163,17 @@ def run(args: argparse.Namespace, out_dir: Path) -> list[dict]:
         points = points_of(args, seen[0], len(infos[0].classes))
         relations = [[relate(view, point, args.similarity) for view in seen] for point in points]
         picture = out_dir / f'{free_name(Path(seen[0].path).stem or "image", taken)}.png'
-        draw_relations(
-            seen,
-            points,
-            relations,
-            names,
-            infos[0],
-            picture,
-            Path(seen[0].path).name,
-            args.similarity,
-        )
+        with outputs.path(picture) as file:
+            draw_relations(
+                seen,
+                points,
+                relations,
+                names,
+                infos[0],
+                file,
+                Path(seen[0].path).name,
+                args.similarity,
+            )
         print(picture)
         for point, row in zip(points, relations):
             for name, view, relation in zip(names, seen, row):
@@ -206,18 +213,18 @@ def report(entries: list[dict]) -> None:
     print('Mean relation to pixels of the class; each map goes from 0 to 1 over its image.')
 
 
+@exits_on_input_error
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     # init_weights would log a line per parameter.
     MMLogger.get_instance('pixel_relation', log_level='WARNING')
     out_dir = args.out_dir or Path('work_dirs') / Path(args.models[0]).stem / 'pixel_relation'
-    try:
-        entries = run(args, out_dir)
-    except InputError as error:
-        raise SystemExit(str(error)) from error
-    report(entries)
     numbers = out_dir / 'pixel_relation.json'
-    numbers.write_text(json.dumps(entries, indent=1) + '\n', encoding='utf-8')
+    outputs = Outputs('pixel_relation', model_files(args.models), args.overwrite)
+    outputs.check(numbers)
+    entries = run(args, outputs, out_dir)
+    report(entries)
+    outputs.write(numbers, json.dumps(entries, indent=1) + '\n')
     print(numbers)
 
 

@@ -18,7 +18,15 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import add_models, check_at_least, check_models  # isort: skip
+from mmseg_fusion.cli import (  # isort: skip
+    Outputs,
+    add_models,
+    add_overwrite,
+    check_at_least,
+    check_models,
+    exits_on_input_error,
+    model_files,
+)
 
 import torch
 from mmengine.config import DictAction
@@ -44,6 +52,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--num-samples', type=int, default=3, help='images, evenly over the set')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--out', type=Path, help='default: work_dirs/CONFIG/predictions.png')
+    add_overwrite(parser)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
     args = parser.parse_args(argv)
     check_models(parser, args)
@@ -56,9 +65,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> list[Predictions]:
     """Every model on every image, drawn."""
+    outputs = Outputs('predictions', model_files(args.models), args.overwrite)
+    outputs.check(args.out)
     seen = load_observed(args, args.device)
     sets = [ImageSet(c, args.split, (), None, args.num_samples, args.indices) for c in seen.cfgs]
     check_same_images(seen.names, sets, args.split)
+    for images in sets:
+        outputs.add_inputs(images.files())
+    outputs.check(args.out)
     rows = []
     for samples in zip(*map(batches, sets)):
         views = [
@@ -71,22 +85,20 @@ def run(args: argparse.Namespace) -> list[Predictions]:
         check_classes(first.path, first.label, len(seen.infos[0].classes))
         predictions = tuple(view.prediction for view in views)
         rows.append(Predictions(first.path, first.image, first.label, predictions))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    draw_predictions(rows, seen.names, seen.infos[0], args.out)
+    with outputs.path(args.out) as file:
+        draw_predictions(rows, seen.names, seen.infos[0], file)
     for row in rows:
         shares = [f'{100 * right(p, row.label):.1f} %' for p in row.predictions]
         print(f'{Path(row.path).name}: ' + ', '.join(map(' '.join, zip(seen.names, shares))))
     return rows
 
 
+@exits_on_input_error
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     # init_weights would log a line per parameter.
     MMLogger.get_instance('predictions', log_level='WARNING')
-    try:
-        run(args)
-    except InputError as error:
-        raise SystemExit(str(error)) from error
+    run(args)
     print(args.out)
 
 

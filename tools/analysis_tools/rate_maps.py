@@ -20,12 +20,16 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
 from mmseg_fusion.cli import (  # isort: skip
+    Outputs,
     add_models,
+    add_overwrite,
     check_at_least,
     check_checkpoint,
     check_config,
-    read_config,
     check_models,
+    exits_on_input_error,
+    model_files,
+    read_config,
 )
 
 import torch
@@ -35,7 +39,6 @@ from prettytable import PrettyTable
 
 from mmseg_fusion.analysis.layer_features import (
     ImageSet,
-    InputError,
     batches,
     load_segmentor,
 )
@@ -73,6 +76,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--out-dir', type=Path, help='default: work_dirs/CONFIG/rate_maps')
+    add_overwrite(parser)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
     args = parser.parse_args(argv)
     check_models(parser, args)
@@ -84,7 +88,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace, out_dir: Path) -> list[dict]:
+def run(args: argparse.Namespace, outputs: Outputs, out_dir: Path) -> list[dict]:
     """Draws every image; one entry per image, model and rate."""
     configs, checkpoints = args.models[::2], args.models[1::2]
     for config, checkpoint in zip(configs, checkpoints):
@@ -101,7 +105,8 @@ def run(args: argparse.Namespace, out_dir: Path) -> list[dict]:
     sets = [
         ImageSet(cfg, args.split, args.images, None, args.num_samples, args.indices) for cfg in cfgs
     ]
-    out_dir.mkdir(parents=True, exist_ok=True)
+    for images in sets:
+        outputs.add_inputs(images.files())
     entries: list[dict] = []
     for number, together in zip(sets[0].indices, zip(*map(batches, sets))):
         views = [
@@ -110,29 +115,30 @@ def run(args: argparse.Namespace, out_dir: Path) -> list[dict]:
         image = together[0]['data_samples'][0].metainfo.get('img_path') or f'image {number}'
         # The number keeps images of one name in two folders apart.
         picture = out_dir / f'{number:04d}_{Path(image).stem.replace(" ", "_")}.png'
-        draw_rate_maps(views, names, picture, Path(image).name, args.count, args.channels)
+        with outputs.path(picture) as file:
+            draw_rate_maps(views, names, file, Path(image).name, args.count, args.channels)
         print(picture)
         for name, view in zip(names, views):
             entries += [dict(image=str(image), **row) for row in rate_rows(name, view)]
     return entries
 
 
+@exits_on_input_error
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     # init_weights would log a line per parameter.
     MMLogger.get_instance('rate_maps', log_level='WARNING')
     out_dir = args.out_dir or Path('work_dirs') / Path(args.models[0]).stem / 'rate_maps'
-    try:
-        entries = run(args, out_dir)
-    except InputError as error:
-        raise SystemExit(str(error)) from error
+    numbers = out_dir / 'rate_maps.json'
+    outputs = Outputs('rate_maps', model_files(args.models), args.overwrite)
+    outputs.check(numbers)
+    entries = run(args, outputs, out_dir)
+    outputs.write(numbers, json.dumps(entries, indent=1) + '\n')
     table = PrettyTable(list(entries[0]))
     for row in entries:
         table.add_row([f'{v:.4g}' if isinstance(v, float) else v for v in row.values()])
     print(table)
     print('spread: standard deviation over the image; dead: share of channels that are 0 all over')
-    numbers = out_dir / 'rate_maps.json'
-    numbers.write_text(json.dumps(entries, indent=1) + '\n', encoding='utf-8')
     print(numbers)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import sys
 from pathlib import Path
 
@@ -17,7 +18,14 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_checkpoint, exits_on_input_error, read_config  # isort: skip
+from mmseg_fusion.cli import (  # isort: skip
+    Outputs,
+    add_overwrite,
+    check_checkpoint,
+    exits_on_input_error,
+    model_files,
+    read_config,
+)
 
 import torch
 from mmengine.config import DictAction
@@ -42,6 +50,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--out-dir', type=Path, help='default: work_dirs/CONFIG/scale_report')
+    add_overwrite(parser)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
     args = parser.parse_args()
     if args.num_images < 2:
@@ -61,6 +70,10 @@ def main() -> None:
     MMLogger.get_instance('scale_report', log_level='WARNING')
     name = Path(args.config).stem
     out_dir = args.out_dir or Path('work_dirs') / name / 'scale_report'
+    table_file, picture = out_dir / 'scale_report.csv', out_dir / 'scale_report.png'
+    inputs = model_files([args.config, args.checkpoint])
+    outputs = Outputs('scale_report', inputs, args.overwrite)
+    outputs.check(table_file, picture)
     try:
         model, batches = model_and_batches(
             cfg, args.checkpoint, args.num_images, args.batch_size, args.device, args.seed
@@ -86,14 +99,15 @@ def main() -> None:
         f'{images} training images. The gradient is the root mean square over a weight block: '
         "with explicit equalizers ('equalized') and with their constants in the weight ('folded')."
     )
-    out_dir.mkdir(parents=True, exist_ok=True)
-    with (out_dir / 'scale_report.csv').open('w', newline='') as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
     title = f'{name}, {images} images' + (f', {args.checkpoint}' if args.checkpoint else '')
-    draw_report(report, out_dir / 'scale_report.png', title)
-    print(f'{out_dir / "scale_report.csv"}\n{out_dir / "scale_report.png"}')
+    outputs.write(table_file, text.getvalue())
+    with outputs.path(picture) as file:
+        draw_report(report, file, title)
+    print(f'{table_file}\n{picture}')
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
     sys.path.insert(0, str(ROOT))
+
+from mmseg_fusion.cli import (  # isort: skip
+    Outputs,
+    add_overwrite,
+    exits_on_input_error,
+)
 
 import torch
 from mmengine.utils import ProgressBar
@@ -79,6 +86,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--device', default='cpu', help='where the feature lies, as cuda:0; default: cpu'
     )
+    add_overwrite(parser)
     args = parser.parse_args(argv)
     if args.paper and (args.shape or args.num_sigmas):
         parser.error('--paper sets --shape and --num-sigmas: give either')
@@ -165,8 +173,13 @@ def plot(rows: Sequence[dict], shape: Sequence[int], path: Path) -> None:
     plt.close(figure)
 
 
+@exits_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    stem = args.out_dir / ('figure3_align_corners' if args.align_corners else 'figure3')
+    numbers, picture = stem.with_suffix('.csv'), stem.with_suffix('.png')
+    outputs = Outputs('upsampling_variance', (), args.overwrite)
+    outputs.check(numbers, picture)
     generator = torch.Generator(args.device).manual_seed(args.seed)
     variances = torch.linspace(0.01, 0.99, args.num_sigmas, dtype=torch.float64).tolist()
     rows: list[dict] = []
@@ -177,13 +190,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         rows += rows_of(variance, measured, args.align_corners)
         bar.update()
-    args.out_dir.mkdir(parents=True, exist_ok=True)
-    stem = args.out_dir / ('figure3_align_corners' if args.align_corners else 'figure3')
-    with open(stem.with_suffix('.csv'), 'w', newline='') as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    plot(rows, args.shape, stem.with_suffix('.png'))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    outputs.write(numbers, text.getvalue())
+    with outputs.path(picture) as file:
+        plot(rows, args.shape, file)
     print('\nratio  measured (mean, largest deviation)  closed form  away from borders')
     for ratio in dict.fromkeys(row['ratio'] for row in rows):
         of_ratio = [row for row in rows if row['ratio'] == ratio]
@@ -194,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f'{max(abs(f - closed) for f in ratios):.4f}{"":20}  {closed:.4f}'
             f'       {interior if interior == "" else format(interior, ".4f")}'
         )
-    print(f'{stem.with_suffix(".png")}\n{stem.with_suffix(".csv")}')
+    print(f'{picture}\n{numbers}')
 
 
 if __name__ == '__main__':

@@ -9,15 +9,27 @@ Out: img_dir/{train,val,test}/*.jpg, ann_dir/{train,val,test}/*.png, labels 0..1
 from __future__ import annotations
 
 import argparse
-import shutil
+import io
 import sys
 from functools import partial
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
+    sys.path.insert(0, str(ROOT))
+
+from mmseg_fusion.cli import (  # isort: skip
+    Outputs,
+    add_overwrite,
+    exits_on_input_error,
+)
 
 import cv2
 import numpy as np
 from mmengine.utils import track_parallel_progress, track_progress
 from PIL import Image
+
+from mmseg_fusion.errors import InputError
 
 #: Split and the number of images that the published split has.
 SPLITS = {'train': 367, 'val': 101, 'test': 233}
@@ -41,6 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action='store_true',
         help="copy the images as they are; the dataset then needs img_suffix='.png'",
     )
+    add_overwrite(parser)
     args = parser.parse_args(argv)
     if not 1 <= args.jpeg_quality <= 100:
         parser.error(f'--jpeg-quality is 1 to 100, but got {args.jpeg_quality}')
@@ -79,8 +92,19 @@ def find_pairs(root: Path) -> tuple[list[tuple[str, Path, Path]], list[str]]:
     return pairs, problems
 
 
+def targets(pair: tuple[str, Path, Path], out_dir: Path, keep_png: bool) -> tuple[Path, Path]:
+    """Where the label and the image of a pair go."""
+    split, image, label = pair
+    image = image if keep_png else image.with_suffix('.jpg')
+    return out_dir / 'ann_dir' / split / label.name, out_dir / 'img_dir' / split / image.name
+
+
 def convert_pair(
-    pair: tuple[str, Path, Path], out_dir: Path, jpeg_quality: int, keep_png: bool
+    pair: tuple[str, Path, Path],
+    out_dir: Path,
+    jpeg_quality: int,
+    keep_png: bool,
+    outputs: Outputs,
 ) -> str | None:
     """Checks one pair, then writes it.
 
@@ -89,11 +113,12 @@ def convert_pair(
         out_dir: where ``img_dir`` and ``ann_dir`` are.
         jpeg_quality: of the image that is written.
         keep_png: copy the image instead.
+        outputs: what this run writes.
 
     Returns:
         What is wrong with the pair, with its path, or None. A wrong pair is not written.
     """
-    split, image_path, label_path = pair
+    image_path, label_path = pair[1:]
     image = cv2.imread(str(image_path))
     if image is None:
         return f'{image_path}: cannot be read as an image'
@@ -116,28 +141,33 @@ def convert_pair(
             f'{UNLABELLED} for unlabelled'
         )
     label = np.where(label == UNLABELLED, IGNORE, label).astype(np.uint8)
-    Image.fromarray(label).save(out_dir / 'ann_dir' / split / label_path.name)
-    target = out_dir / 'img_dir' / split / image_path.name
+    annotation = io.BytesIO()
+    Image.fromarray(label).save(annotation, format='PNG')
+    label_target, target = targets(pair, out_dir, keep_png)
     if keep_png:
-        shutil.copyfile(image_path, target)
+        content = image_path.read_bytes()
     else:
-        cv2.imwrite(
-            str(target.with_suffix('.jpg')), image, [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]
-        )
+        content = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality])[1].tobytes()
+    try:
+        outputs.write(label_target, annotation.getvalue())
+        outputs.write(target, content)
+    except InputError as error:
+        return str(error)
     return None
 
 
+@exits_on_input_error
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     pairs, problems = find_pairs(args.camvid_path)
-    for kind in ('img_dir', 'ann_dir'):
-        for split in SPLITS:
-            (args.out_dir / kind / split).mkdir(parents=True, exist_ok=True)
+    outputs = Outputs('camvid', (path for pair in pairs for path in pair[1:]), args.overwrite)
+    outputs.check(*(path for pair in pairs for path in targets(pair, args.out_dir, args.keep_png)))
     convert = partial(
         convert_pair,
         out_dir=args.out_dir,
         jpeg_quality=args.jpeg_quality,
         keep_png=args.keep_png,
+        outputs=outputs,
     )
     if pairs:
         if args.nproc > 1:

@@ -24,11 +24,17 @@ ROOT = Path(__file__).resolve().parents[2]
 if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
     sys.path.insert(0, str(ROOT))
 
-from mmseg_fusion.cli import check_at_least, whole_file  # isort: skip
+from mmseg_fusion.cli import (  # isort: skip
+    Outputs,
+    check_at_least,
+    exits_on_input_error,
+)
 
 import numpy as np
 from mmengine.utils import track_parallel_progress, track_progress
 from PIL import Image, PngImagePlugin
+
+from mmseg_fusion.errors import InputError
 
 #: COCO's name of each of VOC's classes, in VOC's order; the first has the id 1.
 VOC_OF_COCO = {
@@ -60,10 +66,6 @@ LIST, SUMMARY = 'images.txt', 'coco_voc.json'
 KEY = 'mmseg_fusion coco_voc'
 #: How many names an error lists.
 SHOWN = 5
-
-
-class InputError(ValueError):
-    """Something that was given cannot be used; the message says what to change."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -234,7 +236,10 @@ def label_map(height: int, width: int, instances: Sequence[tuple[int, dict]]) ->
 
 
 def convert(
-    task: tuple[dict, Path, list[tuple[int, dict]]], images: Path, min_pixels: int
+    task: tuple[dict, Path, list[tuple[int, dict]]],
+    images: Path,
+    min_pixels: int,
+    outputs: Outputs,
 ) -> list[int] | str | None:
     """Writes the label of one image.
 
@@ -242,6 +247,7 @@ def convert(
         task: the image's entry, where its label goes, and its instances.
         images: folder of the images.
         min_pixels: more of them have to be of a class.
+        outputs: what this run writes.
 
     Returns:
         Pixels per id, 0 to 20; None if there are too few; or what is wrong with the image.
@@ -267,11 +273,15 @@ def convert(
         )
     text = PngImagePlugin.PngInfo()
     text.add_text(KEY, image['file_name'])
-    with whole_file(path) as file:
-        Image.fromarray(label).save(file, format='PNG', pnginfo=text)
+    try:
+        with outputs.file(path) as file:
+            Image.fromarray(label).save(file, format='PNG', pnginfo=text)
+    except InputError as error:
+        return str(error)
     return counts.tolist()
 
 
+@exits_on_input_error
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
@@ -281,14 +291,14 @@ def main(argv: list[str] | None = None) -> int:
             f"pycocotools is needed to read COCO's masks ({error}): "
             "pip install 'mmseg-fusion[coco]'"
         ) from error
-    try:
-        check_folders(args.images, args.out)
-        data = read_annotations(args.annotations)
-        paths = label_paths(data['images'], args.out)
-        files = [args.out / LIST, args.out / SUMMARY]
-        check_out([*paths.values(), *files], args.overwrite)
-    except InputError as error:
-        raise SystemExit(str(error)) from error
+    check_folders(args.images, args.out)
+    data = read_annotations(args.annotations)
+    paths = label_paths(data['images'], args.out)
+    files = [args.out / LIST, args.out / SUMMARY]
+    check_out([*paths.values(), *files], args.overwrite)
+    # What is there is this tool's own, and is to be replaced.
+    outputs = Outputs('coco_voc', [args.annotations], overwrite=True)
+    outputs.check(*files)
 
     voc_of = {c['id']: IDS[c['name']] for c in data['categories'] if c['name'] in IDS}
     instances: dict[int, list[tuple[int, dict]]] = {}
@@ -308,7 +318,7 @@ def main(argv: list[str] | None = None) -> int:
         for image in data['images']
         if image['id'] in instances
     ]
-    make = partial(convert, images=args.images, min_pixels=args.min_pixels)
+    make = partial(convert, images=args.images, min_pixels=args.min_pixels, outputs=outputs)
     results: list[list[int] | str | None] = []
     if tasks:
         if args.nproc > 1:
@@ -335,10 +345,8 @@ def main(argv: list[str] | None = None) -> int:
         'problems': problems,
     }
     # The summary first: the list is taken for this tool's only beside it.
-    with whole_file(args.out / SUMMARY) as file:
-        file.write((json.dumps(summary, indent=1) + '\n').encode())
-    with whole_file(args.out / LIST) as file:
-        file.write(''.join(f'{name}\n' for name in sorted(made)).encode())
+    outputs.write(args.out / SUMMARY, json.dumps(summary, indent=1) + '\n')
+    outputs.write(args.out / LIST, ''.join(f'{name}\n' for name in sorted(made)))
 
     absent = [name for name in IDS if name not in {c['name'] for c in data['categories']}]
     if absent:

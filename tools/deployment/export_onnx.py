@@ -31,7 +31,14 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_checkpoint, exits_on_input_error, read_config  # isort: skip
+from mmseg_fusion.cli import (  # isort: skip
+    Outputs,
+    add_overwrite,
+    check_checkpoint,
+    exits_on_input_error,
+    model_files,
+    read_config,
+)
 
 import torch
 from mmengine.config import Config, DictAction
@@ -130,6 +137,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=1e-4,
         help='largest difference of a logit, relative to the largest logit; default: 1e-4',
     )
+    add_overwrite(parser)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
     # Options may stand between the positional arguments, of which one can be missing.
     args = parser.parse_intermixed_args(argv)
@@ -492,6 +500,9 @@ def main(argv: Sequence[str] | None = None) -> list[Difference]:
     cfg = read_config(args.config, args.cfg_options)
     if args.checkpoint:
         check_checkpoint(args.checkpoint)
+    inputs = model_files([args.config, args.checkpoint])
+    outputs = Outputs('export_onnx', inputs, args.overwrite)
+    outputs.check(args.out)
     MMLogger.get_instance('export_onnx', log_level='ERROR')
     warnings.filterwarnings('ignore', module='mm')
     candidates = choose_exporters(args.exporter)
@@ -501,16 +512,11 @@ def main(argv: Sequence[str] | None = None) -> list[Difference]:
     module = Deployed(model, tuple(args.shape), args.upsample, args.argmax)
     if not args.checkpoint:
         settle(module)
-    # A file that was there before stays until a better one is whole.
-    unfinished = args.out.with_name(f'.{args.out.stem}-{os.getpid()}.onnx')
-    try:
+    with outputs.path(args.out) as unfinished:
         exporter, differences = export_and_compare(
             module, unfinished, candidates, args.tolerance, args.opset
         )
         write_metadata(unfinished, module, _classes(args.checkpoint))
-        unfinished.replace(args.out)
-    finally:
-        unfinished.unlink(missing_ok=True)
     print(describe(args.out, exporter))
     if not args.checkpoint:
         print("no checkpoint was given: initial weights, batch norms with noise's statistics")

@@ -18,7 +18,11 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import CONFIGS, check_checkpoint, exits_on_input_error, whole_file  # isort: skip
+from mmseg_fusion.cli import (  # isort: skip
+    CONFIGS,
+    check_checkpoint,
+    exits_on_input_error,
+)
 
 import torch
 from mmengine.config import Config
@@ -111,7 +115,7 @@ def head_state(state: dict[str, torch.Tensor], what: str) -> dict[str, torch.Ten
 
 @exits_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv, __doc__)
+    args = parse_args(argv, __doc__, 'gff_wrn38')
     check_checkpoint(args.src)
     state = weights_of(read_checkpoint(args.src), args.src)
     head = head_state(state, args.src)
@@ -119,8 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = dict(backbone=backbone, decode_head=head)
     whole = {f'{part}.{name}': v for part, tensors in parts.items() for name, v in tensors.items()}
     classes = len(head['conv_seg.weight'])
-    with whole_file(args.dst) as file:
-        torch.save(dict(meta=dict(num_classes=classes), state_dict=whole), file)
+    args.outputs.save(args.dst, dict(meta=dict(num_classes=classes), state_dict=whole))
     print(
         f'{len(backbone)} tensors of the backbone and {len(head)} of the head taken, for {classes} '
         f'classes\n{args.dst} written; it loads into the model of '

@@ -17,13 +17,19 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_checkpoint, exits_on_input_error, read_config  # isort: skip
+from mmseg_fusion.cli import (  # isort: skip
+    Outputs,
+    add_overwrite,
+    check_checkpoint,
+    exits_on_input_error,
+    model_files,
+    read_config,
+)
 
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.model.utils import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
-from mmengine.runner import save_checkpoint
 from mmengine.runner.checkpoint import weights_to_cpu
 from mmseg.registry import MODELS
 from torch import nn
@@ -42,6 +48,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help="a config with model.type='CAREncoderDecoder'")
     parser.add_argument('checkpoint', help='what training wrote')
     parser.add_argument('out', type=Path, help='where to write the merged checkpoint')
+    add_overwrite(parser)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
     args = parser.parse_args()
     if args.out.exists() and args.out.samefile(args.checkpoint):
@@ -100,6 +107,8 @@ def main() -> None:
     args = parse_args()
     cfg = read_config(args.config, args.cfg_options)
     check_checkpoint(args.checkpoint)
+    outputs = Outputs('merge_car', model_files([args.config, args.checkpoint]), args.overwrite)
+    outputs.check(args.out)
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     kind = cfg.model.type if isinstance(cfg.model.type, type) else MODELS.get(cfg.model.type)
     if kind is None or not issubclass(kind, CAREncoderDecoder):
@@ -128,7 +137,8 @@ def main() -> None:
             f'largest logit, expected less than {TOLERANCE:.0e}; nothing was written'
         )
     meta = dict(checkpoint.get('meta', {}), car_merged=True)
-    save_checkpoint(dict(meta=meta, state_dict=weights_to_cpu(merged.state_dict())), str(args.out))
+    whole = dict(meta=meta, state_dict=weights_to_cpu(merged.state_dict()))
+    outputs.save(args.out, whole)
     after = sum(p.numel() for p in merged.parameters())
     print(
         f'{len(trained.car_layers)} layer(s) merged: {", ".join(trained.car_layers)}\n'

@@ -23,23 +23,31 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_checkpoint, exits_on_input_error  # isort: skip
+from mmseg_fusion.cli import (  # isort: skip
+    Outputs,
+    add_overwrite,
+    check_checkpoint,
+    exits_on_input_error,
+)
 
 import torch
-from mmengine.runner import save_checkpoint
 
 from mmseg_fusion.checkpoints import read_checkpoint, some, weights_of
+from mmseg_fusion.errors import InputError
 from mmseg_fusion.models.backbones.wider_resnet import WiderResNet
 
 #: The parameter by which the backbone is found in a checkpoint.
 FIRST = 'mod1.conv1.weight'
 
 
-def parse_args(argv: Sequence[str] | None = None, doc: str = __doc__) -> argparse.Namespace:
+def parse_args(
+    argv: Sequence[str] | None = None, doc: str = __doc__, tool: str = 'wider_resnet'
+) -> argparse.Namespace:
+    """The arguments of a converter, and under ``outputs`` what it may write."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument('src', help='the published file, e.g. wider_resnet38.pth.tar')
     parser.add_argument('dst', type=Path, help='where to write the checkpoint')
-    parser.add_argument('--overwrite', action='store_true', help='replace DST if it exists')
+    add_overwrite(parser)
     args = parser.parse_args(argv)
     if '://' in args.src:
         parser.error(f'SRC must be a file, got {args.src}; download it first')
@@ -47,10 +55,13 @@ def parse_args(argv: Sequence[str] | None = None, doc: str = __doc__) -> argpars
         parser.error(f'DST must be a file to write, but {args.dst} is a folder')
     if args.dst.exists() and Path(args.src).exists() and args.dst.samefile(args.src):
         parser.error(f'DST is SRC itself, {args.dst}')
-    if args.dst.exists() and not args.overwrite:
-        parser.error(f'{args.dst} exists; name another file or add --overwrite')
     if not args.dst.resolve().parent.is_dir():
         parser.error(f'there is no folder {args.dst.parent} to write to')
+    args.outputs = Outputs(tool, [args.src], args.overwrite)
+    try:
+        args.outputs.check(args.dst)
+    except InputError as error:
+        parser.error(str(error))
     return args
 
 
@@ -120,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     weights = weights_of(read_checkpoint(args.src), args.src)
     state, left_out = backbone_state(weights, args.src)
     meta = dict(backbone='WiderResNet', depth=38)
-    save_checkpoint(dict(meta=meta, state_dict=state), str(args.dst))
+    args.outputs.save(args.dst, dict(meta=meta, state_dict=state))
     counts = ', '.join(f'{part} ({count})' for part, count in sorted(left_out.items()))
     print(
         f'{len(state)} tensors of the backbone taken; left out: {counts or "nothing"}\n'

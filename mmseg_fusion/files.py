@@ -1,0 +1,251 @@
+"""Files that a tool writes: never over what it reads, nor over what it did not write, and whole.
+
+What a tool wrote is noted in a hidden file beside it, :data:`MADE`: a line per file with its
+SHA-256, the tool and the name. A file counts as the tool's own as long as it is what that line
+says: one that somebody else put there or edited since is left alone without ``--overwrite``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import InputError
+
+#: What a tool wrote into a folder, and what it was when it was written.
+MADE = '.mmseg_fusion_made'
+#: What ``--overwrite`` does.
+OVERWRITE = 'replace files that are there and that this tool did not write'
+
+
+def add_overwrite(parser: argparse.ArgumentParser, help: str = OVERWRITE) -> None:
+    """Adds ``--overwrite``, which every tool that writes a file takes."""
+    parser.add_argument('--overwrite', action='store_true', help=help)
+
+
+def _identity(path: str | Path) -> tuple[int, int] | None:
+    """What two names of one file share, links included; None where there is no file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _digest(path: Path) -> str:
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+@contextlib.contextmanager
+def beside(path: Path, name: str = '') -> Iterator[Path]:
+    """A name in the folder of ``path`` to write to before :func:`put`; what it holds is removed.
+
+    Args:
+        path: where the file is to be in the end; its folder is made.
+        name: default: a hidden one of this process, without the suffix of an image or a label, so
+            that what a killed process leaves is taken for neither.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(name or f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def put(temporary: Path, path: Path) -> None:
+    """Moves a whole file to its place, once it is on the disk.
+
+    A full disk is noticed here, while the old file is still there.
+    """
+    with temporary.open('rb+') as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that is at ``path`` once it is complete, and never in part.
+
+    It does not ask what is there: for what is changed in its place, as :class:`Outputs` is for all
+    else.
+    """
+    with beside(path) as temporary:
+        with temporary.open('wb') as file:
+            yield file
+        put(temporary, path)
+
+
+class Outputs:
+    """The files that one run of a tool writes.
+
+    Args:
+        tool: name of the tool; files of another tool are not its own.
+        inputs: files that it reads, in any form; None and URLs among them are skipped.
+        overwrite: whether files that it did not write may be replaced. Inputs never are.
+    """
+
+    def __init__(
+        self, tool: str, inputs: Iterable[str | Path | None] = (), overwrite: bool = False
+    ) -> None:
+        self.tool = tool
+        self.overwrite = overwrite
+        self._inputs: dict[tuple[int, int], str] = {}
+        self._written: set[Path] = set()
+        self.add_inputs(inputs)
+
+    def add_inputs(self, paths: Iterable[str | Path | None]) -> None:
+        """Names further files that the tool reads."""
+        for path in paths:
+            identity = None if path is None else _identity(path)
+            if identity is not None:
+                self._inputs.setdefault(identity, str(path))
+
+    def check(self, *paths: str | Path | None) -> None:
+        """Stops before the work where a file could not be written after it.
+
+        Args:
+            *paths: files that will be written; None among them are skipped.
+
+        Raises:
+            InputError: one is an input, a folder, another's file, in a place that cannot be written
+                to, or named twice.
+        """
+        seen: dict[Path, str] = {}
+        for path in paths:
+            if path is None:
+                continue
+            target = self._target(path)
+            if target in seen:
+                raise InputError(
+                    f'{seen[target]} and {path} are one file, but two are to be written: name '
+                    'another one'
+                )
+            seen[target] = str(path)
+            self._check_folder(target, path)
+            self._check_content(target, path)
+
+    def _target(self, path: str | Path) -> Path:
+        """Where a path leads: a link stays, and the file behind it is written."""
+        try:
+            target = Path(path).resolve()
+        except (OSError, RuntimeError) as error:
+            raise InputError(f'{path} cannot be written: {error}; name another file') from error
+        read = self._inputs.get(_identity(target) or (-1, -1))
+        if read is not None:
+            same = '' if str(path) == read else f', by another name ({read})'
+            raise InputError(
+                f'{path} is read by this tool{same} and would be lost: name another file to write'
+            )
+        if target.is_dir():
+            raise InputError(f'{path} is a folder: expected the name of a file to write')
+        return target
+
+    def _check_folder(self, target: Path, path: str | Path) -> None:
+        above = next(folder for folder in target.parents if folder.exists())
+        if not above.is_dir():
+            raise InputError(
+                f'{path} cannot be written: {above} is a file, not a folder; name another place'
+            )
+        if not os.access(above, os.W_OK):
+            raise InputError(
+                f'{path} cannot be written: no permission to write in {above}; name another place'
+            )
+
+    def _check_content(self, target: Path, path: str | Path) -> None:
+        if target.exists() and not self.overwrite and not self._made(target):
+            raise InputError(
+                f'{path} exists, and {self.tool} did not write it (or it was changed since): name '
+                'another file or add --overwrite to replace it'
+            )
+
+    def _line(self, target: Path, digest: str) -> str:
+        return f'{digest} {self.tool} {target.name}'
+
+    def _note(self, target: Path, digest: str) -> None:
+        with (target.parent / MADE).open('ab') as made:
+            made.write(f'{self._line(target, digest)}\n'.encode())
+
+    def _made(self, target: Path) -> bool:
+        """Whether this tool wrote the file as it is now."""
+        try:
+            lines = (target.parent / MADE).read_text(encoding='utf-8').splitlines()
+            return self._line(target, _digest(target)) in lines
+        except (OSError, UnicodeDecodeError):
+            return False
+
+    @contextlib.contextmanager
+    def path(self, path: str | Path) -> Iterator[Path]:
+        """A name to write to, with the suffix of ``path``; in the end its file is at ``path``.
+
+        Args:
+            path: where the file is to be.
+
+        Raises:
+            InputError: as :meth:`check`, or the file could not be written, as on a full disk. What
+                was at ``path`` is still there.
+        """
+        target = self._target(path)
+        if target in self._written:
+            raise InputError(f'{path} was already written in this run: name another file')
+        self._check_folder(target, path)
+        try:
+            name = f'.{target.name}.{os.getpid()}.tmp{target.suffix}'
+            with beside(target, name) as temporary:
+                yield temporary
+                self._put(temporary, target, path)
+        except OSError as error:
+            if error.filename is None or Path(error.filename).parent == target.parent:
+                raise InputError(f'{path} cannot be written: {error}') from error
+            raise
+
+    def _put(self, temporary: Path, target: Path, path: str | Path) -> None:
+        digest = _digest(temporary)
+        # The very same file may be there, whoever wrote it.
+        if not (target.is_file() and _digest(target) == digest):
+            self._check_content(target, path)
+            # Noted first: who is killed in between finds a file of his own when he comes again.
+            self._note(target, digest)
+            put(temporary, target)
+        self._written.add(target)
+
+    @contextlib.contextmanager
+    def file(self, path: str | Path) -> Iterator[BinaryIO]:
+        """As :meth:`path`, a file to write bytes to."""
+        with self.path(path) as temporary, temporary.open('wb') as file:
+            yield file
+
+    def save(self, path: str | Path, checkpoint: dict) -> None:
+        """Writes a checkpoint."""
+        import torch
+
+        # Into memory first: torch's own writer hides why a file could not be written.
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        with self.file(path) as file:
+            file.write(content.getbuffer())
+
+    def remove(self, path: str | Path) -> None:
+        """Removes a file of an earlier run, if there is one; as for writing, another's stays."""
+        target = self._target(path)
+        if target.exists():
+            self._check_content(target, path)
+            target.unlink()
+
+    def note(self, *paths: str | Path) -> None:
+        """Counts files as this tool's own that a library wrote for it."""
+        for path in paths:
+            target = Path(path).resolve()
+            self._note(target, _digest(target))
+
+    def write(self, path: str | Path, content: str | bytes) -> None:
+        """Writes a whole file; text in UTF-8."""
+        with self.file(path) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
