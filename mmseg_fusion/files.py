@@ -39,8 +39,11 @@ def _identity(path: str | Path) -> tuple[int, int] | None:
 
 
 def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
+        for block in iter(lambda: file.read(1 << 20), b''):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -181,8 +184,7 @@ class Outputs:
         except (OSError, UnicodeDecodeError):
             return False
 
-    @contextlib.contextmanager
-    def path(self, path: str | Path) -> Iterator[Path]:
+    def path(self, path: str | Path) -> contextlib.AbstractContextManager[Path]:
         """A name to write to, with the suffix of ``path``; in the end its file is at ``path``.
 
         Args:
@@ -192,13 +194,16 @@ class Outputs:
             InputError: as :meth:`check`, or the file could not be written, as on a full disk. What
                 was at ``path`` is still there.
         """
+        return self._beside(path, Path(path).suffix)
+
+    @contextlib.contextmanager
+    def _beside(self, path: str | Path, suffix: str) -> Iterator[Path]:
         target = self._target(path)
         if target in self._written:
             raise InputError(f'{path} was already written in this run: name another file')
         self._check_folder(target, path)
         try:
-            name = f'.{target.name}.{os.getpid()}.tmp{target.suffix}'
-            with beside(target, name) as temporary:
+            with beside(target, f'.{target.name}.{os.getpid()}.tmp{suffix}') as temporary:
                 yield temporary
                 self._put(temporary, target, path)
         except OSError as error:
@@ -219,7 +224,7 @@ class Outputs:
     @contextlib.contextmanager
     def file(self, path: str | Path) -> Iterator[BinaryIO]:
         """As :meth:`path`, a file to write bytes to."""
-        with self.path(path) as temporary, temporary.open('wb') as file:
+        with self._beside(path, '') as temporary, temporary.open('wb') as file:
             yield file
 
     def save(self, path: str | Path, checkpoint: dict) -> None:
