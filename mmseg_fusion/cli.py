@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import functools
 import importlib.util
@@ -258,7 +259,9 @@ def config_files(*configs: str) -> list[str]:
         if file in files or not os.path.isfile(file):
             continue
         files.append(file)
-        waiting += [Config._get_cfg_path(base, file)[0] for base in Config._get_base_files(file)]
+        # What is no config is said by read_config, which everyone calls.
+        with contextlib.suppress(Exception):
+            waiting += [Config._get_cfg_path(b, file)[0] for b in Config._get_base_files(file)]
     return files
 
 
