@@ -18,6 +18,8 @@ from mmengine.runner import save_checkpoint
 from mmseg.registry import MODELS
 from torch import nn
 
+from mmseg_fusion.files import MADE
+
 from .running import ROOT, TOOLS, run
 
 TOOL = TOOLS / 'deployment' / 'export_onnx.py'
@@ -103,8 +105,8 @@ def test_dynamo_gives_the_same(tool, tmp_path):
     options = ['--shape', '64', '96', '--exporter', 'dynamo', '--upsample']
     differences = tool.main([str(ESEG), str(out), *options])
     assert all(d.relative <= 1e-4 for d in differences)
-    # Weights and all in the one file.
-    assert [p.name for p in tmp_path.iterdir()] == ['model.onnx']
+    # Weights and all in the one file; the other is the list of what the tool wrote.
+    assert sorted(p.name for p in tmp_path.iterdir()) == [MADE, 'model.onnx']
     assert outputs(out, torch.randn(3, 3, 64, 96)).shape == (3, 19, 64, 96)
 
 
@@ -236,7 +238,18 @@ def test_a_file_that_computes_something_else_is_refused(tool, tmp_path, monkeypa
 
     monkeypatch.setattr(tool, 'export', wrong)
     with pytest.raises(SystemExit, match='the outputs differ by more than 1e-04: batch 1'):
-        tool.main([str(config), str(out), '--shape', '32', '48', '--exporter', 'torchscript'])
+        tool.main(
+            [
+                str(config),
+                str(out),
+                '--shape',
+                '32',
+                '48',
+                '--exporter',
+                'torchscript',
+                '--overwrite',
+            ]
+        )
     # What was there is still there, and nothing beside it.
     assert out.read_bytes() == b'of before'
     assert {p.name for p in tmp_path.iterdir()} == {'o.onnx', 'tiny.py'}

@@ -159,13 +159,20 @@ def test_initial_weights_and_no_gate_set_to_zero(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    monkeypatch.setattr(tool, 'draw_gate_maps', lambda *args: None)
+    there = []
+
+    def draw(found, info, path, title) -> None:
+        there.extend(tmp_path.iterdir())
+        path.touch()
+
+    monkeypatch.setattr(tool, 'draw_gate_maps', draw)
     tool.main([str(gff), 'none', '--num-samples', '1', '--out', str(tmp_path / 'a.png')])
     said = capsys.readouterr().out
     assert table(said)[0][-1] == 'mean gate'
     assert 'become' not in said
     # Looking whether the picture can be written leaves nothing behind.
-    assert not (tmp_path / 'a.png').exists()
+    assert there == []
+    assert (tmp_path / 'a.png').exists()
 
 
 @pytest.mark.parametrize(
@@ -185,8 +192,8 @@ def test_initial_weights_and_no_gate_set_to_zero(
         (['GFF', 'none', '--ann-dir', 'somewhere'], '--ann-dir belongs to images'),
         (['GFF', 'none', '--num-samples', '0'], '--num-samples must be at least 1, got 0'),
         (['GFF', 'none', '--out', 'gates.txt'], 'expected a file name in .png, got gates.txt'),
-        (['GFF', 'none', '--out', 'a.file/gates.png'], 'the picture cannot be written there'),
-        (['GFF', 'none', '--out', 'folder.png'], 'the picture cannot be written there'),
+        (['GFF', 'none', '--out', 'a.file/gates.png'], 'a.file is a file, not a folder; name'),
+        (['GFF', 'none', '--out', 'folder.png'], 'folder.png is a folder: expected the name'),
         (['GFF', 'UPERNET'], 'does not fit the model of the config'),
     ],
 )
