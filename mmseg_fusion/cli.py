@@ -255,7 +255,7 @@ def config_files(*configs: str) -> list[str]:
     files: list[str] = []
     waiting = list(configs)
     while waiting:
-        file = waiting.pop()
+        file = config_file(waiting.pop())
         if file in files or not os.path.isfile(file):
             continue
         files.append(file)

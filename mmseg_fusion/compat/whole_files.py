@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+from ..files import beside, put
 from .quirk import Quirk
 
 
@@ -34,16 +35,11 @@ def checkpoints_whole() -> Quirk | None:
         )
         if not local:
             return original(content, name, file_client_args, backend_args)
-        folder, base = os.path.split(name)
+        path = Path(name)
         # Of one name, so that the next save replaces what a kill left; no suffix of a checkpoint.
-        beside = os.path.join(folder, f'.{base}.unfinished')
-        try:
-            original(content, beside, None, backend_args)
-            with open(beside, 'rb+') as file:
-                os.fsync(file.fileno())
-            os.replace(beside, name)
-        finally:
-            Path(beside).unlink(missing_ok=True)
+        with beside(path, f'.{path.name}.unfinished') as temporary:
+            original(content, str(temporary), None, backend_args)
+            put(temporary, path)
 
     for module in list(sys.modules.values()):
         if getattr(module, '__name__', '').startswith('mmengine.') and (

@@ -33,6 +33,8 @@ NOTHING = {
     'check_dataset': 'prints what it found',
     'train': "MMSegmentation's own: see test_work_dir_over_the_config",
 }
+#: Into a folder that is new, or empty, alone; in one step: see test_a_new_folder_alone.
+NEW_FOLDER = {'start'}
 #: What a file is changed in its place with, which is what is asked for.
 IN_PLACE = {'get_flops': '--update METAFILE'}
 #: What each writes, and a command line for it: (arguments, files, inputs).
@@ -210,7 +212,7 @@ ATTACKS = [(name, number) for name in WRITES for number in range(FILES.get(name,
 
 
 def test_every_tool_is_here() -> None:
-    assert ALL.keys() == WRITES.keys() | NOTHING.keys() | IN_PLACE.keys()
+    assert ALL.keys() == WRITES.keys() | NOTHING.keys() | IN_PLACE.keys() | NEW_FOLDER
 
 
 def test_no_tool_writes_past_the_helper() -> None:
@@ -226,6 +228,7 @@ def test_no_tool_writes_past_the_helper() -> None:
         # A record that is added to, pages that say themselves that they are made, and the folders
         # of its own runs.
         'compare': {'whole_file', 'rename', 'open'},
+        'start': {'write_text', 'rmtree'},  # inside its new folder
     }
     found = []
     for path in sorted(TOOLS.rglob('*.py')):
@@ -335,6 +338,17 @@ def test_a_table_over_the_config(tmp_path, monkeypatch) -> None:
     words = [given.config, given.checkpoint, other]
     assert 'add --overwrite' in start('merge_car', words, monkeypatch, tmp_path)
     assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize('tool', sorted(NEW_FOLDER))
+def test_a_new_folder_alone(tool, tmp_path, monkeypatch) -> None:
+    given = Given(tmp_path)
+    (given.out / 'notes.txt').write_bytes(b'mine')
+    before = content(tmp_path)
+    for out in (given.out, given.images):
+        words = [given.images, given.images, '--out', out]
+        assert str(out) in start(tool, words, monkeypatch, tmp_path)
+        assert content(tmp_path) == before
 
 
 @pytest.mark.parametrize('tool', ['train', 'test'])
