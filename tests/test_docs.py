@@ -69,8 +69,12 @@ def broken_links(page: Path) -> list[str]:
         if re.match(r'[a-z]+:', link):
             continue
         name, _, anchor = link.partition('#')
-        target = page.parent / name if name else page
-        if not target.exists() or (anchor and anchor not in anchors(target)):
+        target = (page.parent / name if name else page).resolve()
+        # The HTML has the pages in docs/ alone.
+        outside = ROOT / 'docs' in page.parents and ROOT / 'docs' not in target.parents
+        if outside and target.suffix == '.md':
+            broken.append(f'{link} (name the file as code instead)')
+        elif not target.exists() or (anchor and anchor not in anchors(target)):
             broken.append(link)
     return broken
 

@@ -379,13 +379,13 @@ def draw(record: dict[str, Any], path: Path) -> None:
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
 
-    tables = [(g, [r for r in rows(record, g) if r['n']]) for g in record['groups']]
+    groups = [(g, [r for r in rows(record, g) if r['n']]) for g in record['groups']]
+    # A group of which nothing was run takes no room.
+    tables = [(group, table) for group, table in groups if table]
     lines = sum(len(r) for _, r in tables)
-    figure, axis = plt.subplots(figsize=(8, 1.2 + 0.36 * (lines + len(tables))))
+    figure, axis = plt.subplots(figsize=(8, 1.5 + 0.36 * (lines + len(tables))))
     height, ticks, labels = 0.0, [], []
     for group, table in tables:
-        if not table:
-            continue
         height -= 1
         ticks.append(height)
         labels.append(group['title'].upper())
@@ -403,8 +403,9 @@ def draw(record: dict[str, Any], path: Path) -> None:
             ticks.append(height)
             labels.append(row['config'].removesuffix(common_end([*record['configs']])))
     axis.set_yticks(ticks, labels)
+    # In lines that have room beside the longest name.
     axis.set_xlabel(
-        'mIoU in per cent: circles are seeds, diamonds their mean, lines its 95 % interval'
+        'mIoU in per cent\ncircles are seeds, diamonds their mean,\nlines its 95 % interval'
     )
     axis.grid(axis='x', alpha=0.3)
     axis.spines[['top', 'right']].set_visible(False)

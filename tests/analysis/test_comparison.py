@@ -191,6 +191,27 @@ def test_draw(record, tmp_path):
     second = cv2.imread(str(path))
     assert first.shape[1] >= 600
     assert first.shape != second.shape or (first != second).any()
+    # No text leaves the picture: its border is white all around.
+    for edge in (first[:2], first[-2:], first[:, :2], first[:, -2:]):
+        assert (edge == 255).all()
+
+
+def test_draw_with_long_names_cuts_nothing(record, tmp_path):
+    import cv2
+
+    names = {name: f'{name}_sequential-dual-attention_lite0' for name in record['configs']}
+    long = json.loads(json.dumps(record))
+    long['configs'] = {names[name]: entry for name, entry in record['configs'].items()}
+    for group in long['groups']:
+        group['configs'] = [names[name] for name in group['configs']]
+        group['baseline'] = names[group['baseline']]
+        group['title'] = 'Sequential instead of parallel dual attention'
+    for run in long['runs']:
+        run['config'] = names[run['config']]
+    comparison.draw(long, tmp_path / 'plot.png')
+    picture = cv2.imread(str(tmp_path / 'plot.png'))
+    for edge in (picture[:2], picture[-2:], picture[:, :2], picture[:, -2:]):
+        assert (edge == 255).all()
 
 
 def test_every_pair_of_keys_is_a_different_fingerprint():

@@ -1,0 +1,264 @@
+"""The gallery: pictures that the tools draw, each beside the command that draws it.
+
+    python docs/gallery.py                    writes docs/gallery.md
+    python docs/gallery.py --draw gate_maps   runs the command and makes docs/gallery/gate_maps.png
+                                              of what it draws, small; --draw alone: all of them
+
+The models are trained by the commands that stand at the end of the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+PAGE = DOCS / 'gallery.md'
+FOLDER = DOCS / 'gallery'
+MAX_BYTES = 60_000
+
+CAMVID = 'configs/camvid/{0}_1xb4-1k_camvid-180x240.py'
+CAMVID_WEIGHTS = 'work_dirs/compare/{0}_1xb4-1k_camvid-180x240/seed-0/iter_1000.pth'
+SHORT_WEIGHTS = 'work_dirs/gallery/{0}/iter_100.pth'
+
+
+def camvid(name: str) -> str:
+    return f'{CAMVID.format(name)} \\\n    {CAMVID_WEIGHTS.format(name)}'
+
+
+def short(name: str) -> str:
+    return f'{CAMVID.format(name)} \\\n    {SHORT_WEIGHTS.format(name)}'
+
+
+BOTH = f"""{camvid('upernet_lite0')} \\
+    {camvid('upernet_lite0_car')} \\
+    --names UPerNet CAR"""
+
+
+@dataclass
+class Picture:
+    """One picture of the gallery.
+
+    Args:
+        title: what it is.
+        shows: what one sees in it, a sentence or two.
+        command: the shell command that draws it.
+        made: the file that the command leaves.
+        page: of the method that it belongs to.
+    """
+
+    title: str
+    shows: str
+    command: str
+    made: str
+    page: str = ''
+
+
+PICTURES = {
+    'predictions': Picture(
+        'Predictions side by side',
+        'Image, truth, the prediction of each model, and the pixels that one of two models alone '
+        'has right. The images are evenly over the test split. CamVid.',
+        f"""python tools/analysis_tools/predictions.py \\
+    {BOTH} --num-samples 3 \\
+    --out work_dirs/gallery/predictions.png""",
+        'work_dirs/gallery/predictions.png',
+    ),
+    'scale_report': Picture(
+        'Scales of branches and gradients',
+        'The standard deviation of every branch of a fusion and the gradient of its weights, '
+        'before and after scale equalization. CamVid.',
+        f"""python tools/analysis_tools/scale_report.py \\
+    {CAMVID.format('upernet_lite0')} \\
+    --num-images 64 --out-dir work_dirs/gallery/scale_report""",
+        'work_dirs/gallery/scale_report/scale_report.png',
+        'scale_equalizer',
+    ),
+    'upsampling_variance': Picture(
+        'What upsampling does to the variance',
+        'Figure 3 of the scale equalization paper: variance after bilinear upsampling over the '
+        'variance before, measured, beside the closed form.',
+        """python tools/analysis_tools/upsampling_variance.py \\
+    --out-dir work_dirs/gallery/upsampling_variance""",
+        'work_dirs/gallery/upsampling_variance/figure3.png',
+        'scale_equalizer',
+    ),
+    'gate_maps': Picture(
+        'Gates of GFF',
+        'Figures 6 and 7 of GFF: the gate of every level as a heat map, and below it the pixels '
+        'that become wrong when this gate is set to 0. CamVid, 100 iterations.',
+        f"""python tools/analysis_tools/gate_maps.py \\
+    {short('gff_lite0-d16')} \\
+    --num-samples 1 --zero-gate all --out work_dirs/gallery/gate_maps.png""",
+        'work_dirs/gallery/gate_maps.png',
+        'gff',
+    ),
+    'rate_maps': Picture(
+        'Feature maps per dilation rate',
+        'Figure 2.4 of the thesis: what ASPP and what KSAC sees at each rate. One kernel looks '
+        'for the same thing at every rate. CamVid, 100 iterations.',
+        f"""python tools/analysis_tools/rate_maps.py \\
+    {short('deeplabv3_lite0-d16')} \\
+    {short('ksac_lite0-d16')} \\
+    --names ASPP KSAC --num-samples 1 --count 4 --out-dir work_dirs/gallery/rate_maps""",
+        'work_dirs/gallery/rate_maps/*.png',
+        'ksac',
+    ),
+    'attention_conflicts': Picture(
+        'Attentions that contradict each other',
+        'Figures 3.3 and 3.4 of the thesis: where spatial or channel attention alone was right '
+        'and their sum is wrong, here in a DANet. CamVid, 100 iterations.',
+        f"""python tools/analysis_tools/attention_conflicts.py \\
+    {short('danet_lite0-d16')} \\
+    --num-images 16 --rows 2 --out-dir work_dirs/gallery/attention_conflicts""",
+        'work_dirs/gallery/attention_conflicts/attention_conflicts.png',
+        'caa',
+    ),
+    'class_dependency': Picture(
+        'Class dependency',
+        'Figure 4.5 of the thesis: how much every class leans on the others, without and with '
+        'CAR. Less beside the diagonal is better. CamVid.',
+        f"""python tools/analysis_tools/class_dependency.py \\
+    {BOTH} --num-samples 24 \\
+    --out-dir work_dirs/gallery/class_dependency""",
+        'work_dirs/gallery/class_dependency/*.png',
+        'car',
+    ),
+    'pixel_relation': Picture(
+        'Relation of one pixel to all others',
+        'Figure 4.4 of the thesis: the features of one pixel multiplied with those of all others, '
+        'without and with CAR. CamVid.',
+        f"""python tools/analysis_tools/pixel_relation.py \\
+    {BOTH} --num-samples 1 --max-points 3 \\
+    --out-dir work_dirs/gallery/pixel_relation""",
+        'work_dirs/gallery/pixel_relation/*.png',
+        'car',
+    ),
+    'feature_umap': Picture(
+        'Last features in the plane',
+        'Figure 4 of HFGD: the features before the classifier, coloured by class, by UMAP. Two '
+        'numbers say how compact the classes are. CamVid, UPerNet without and with CAR.',
+        f"""python tools/analysis_tools/feature_umap.py \\
+    {BOTH} --num-samples 24 --pixels-per-class 200 \\
+    --out work_dirs/gallery/feature_umap.png""",
+        'work_dirs/gallery/feature_umap.png',
+        'hfgd',
+    ),
+    'compare': Picture(
+        'Several configs over seeds',
+        'A point per run, the mean and its 95 % interval: the record of {doc}`results`, as far as '
+        'it was run when the picture was made. CamVid.',
+        """python tools/compare.py --from results/camvid.json \\
+    --plot work_dirs/gallery/compare.png""",
+        'work_dirs/gallery/compare.png',
+    ),
+    'demo': Picture(
+        'The demo',
+        'What `make demo` leaves: images, truth and predictions of a model that was trained for '
+        '400 iterations. FusionShapes.',
+        """python tools/demo.py --work-dir work_dirs/gallery/demo""",
+        'work_dirs/gallery/demo/scenes.png',
+    ),
+}
+
+HEAD = """# Gallery
+
+Pictures that the tools draw, each with the command that drew it. All of them are of small models
+after a short training, and show what a tool shows, not what a method reaches. {doc}`tools` has
+every option.
+"""
+
+TRAINING = f"""## The models behind the pictures
+
+CamVid at half size, from ImageNet weights; {{doc}}`results` has the recipe. UPerNet without and
+with CAR, 1000 iterations of four images:
+
+```shell
+python tools/compare.py {CAMVID.format('upernet_lite0')} \\
+    {CAMVID.format('upernet_lite0_car')} --seeds 0
+```
+
+The others were stopped after 100 iterations of two images:
+
+```shell
+for MODEL in gff_lite0-d16 danet_lite0-d16 ksac_lite0-d16 deeplabv3_lite0-d16; do
+    python tools/train.py configs/camvid/${{MODEL}}_1xb4-1k_camvid-180x240.py \\
+        --work-dir work_dirs/gallery/$MODEL --cfg-options randomness.seed=0 \\
+        train_cfg.max_iters=100 train_cfg.val_interval=10000 \\
+        default_hooks.checkpoint.interval=100 train_dataloader.batch_size=2
+done
+```
+"""
+
+
+def page() -> str:
+    """The whole page: thumbnails, then every picture with its command."""
+    cards, sections = [], []
+    for name, picture in PICTURES.items():
+        image = f'gallery/{name}.png'
+        cards.append(
+            f':::{{grid-item-card}} {picture.title}\n:link: gallery-{name.replace("_", "-")}\n'
+            f':link-type: ref\n:img-top: {image}\n:::\n'
+        )
+        lines = [f'(gallery-{name.replace("_", "-")})=', f'## {picture.title}', '', picture.shows]
+        if picture.page:
+            lines[-1] += f' More on the page of {{doc}}`methods/{picture.page}`.'
+        lines += ['', f'```shell\n{picture.command}\n```', '']
+        lines += [':::{div} wide-picture', f'![{picture.title}]({image})', ':::', '']
+        sections.append('\n'.join(lines))
+    grid = '\n'.join(
+        ['::::{grid} 2 2 3 4', ':gutter: 2', ':class-container: thumbnails', '', *cards, '::::', '']
+    )
+    return '\n'.join([HEAD, grid, *sections, TRAINING])
+
+
+def shrink(source: Path, target: Path) -> None:
+    """A PNG of ``MAX_BYTES`` at most, of fewer colours and fewer pixels."""
+    from PIL import Image
+
+    image = Image.open(source).convert('RGB')
+    image.thumbnail((1100, 1400))
+    for share in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5):
+        size = [round(side * share) for side in image.size]
+        for colours in (256, 128, 64):
+            small = image.resize(size, Image.LANCZOS).quantize(colours)
+            buffer = io.BytesIO()
+            small.save(buffer, 'PNG', optimize=True)
+            if buffer.tell() <= MAX_BYTES:
+                target.parent.mkdir(exist_ok=True)
+                target.write_bytes(buffer.getvalue())
+                return
+    raise SystemExit(f'{source} does not fit into {MAX_BYTES} bytes')
+
+
+def draw(name: str) -> None:
+    """Runs the command of a picture and keeps a small copy of what it draws."""
+    picture = PICTURES[name]
+    command = shlex.split(picture.command.replace('\\\n', ' '))
+    subprocess.run([sys.executable, *command[1:]], cwd=ROOT, check=True)
+    made = sorted(ROOT.glob(picture.made))
+    if not made:
+        raise SystemExit(f'{picture.made} is not there')
+    shrink(made[0], FOLDER / f'{name}.png')
+    print(FOLDER / f'{name}.png')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--draw', nargs='*', choices=list(PICTURES), help='none named: all')
+    args = parser.parse_args()
+    if args.draw is not None:
+        for name in args.draw or PICTURES:
+            draw(name)
+    PAGE.write_text(page(), encoding='utf-8')
+    print(PAGE)
+
+
+if __name__ == '__main__':
+    main()
