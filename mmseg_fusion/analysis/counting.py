@@ -23,6 +23,10 @@ from mmengine.logging import print_log
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -271,11 +275,36 @@ def forget_pretrained(value: Any) -> None:
 
 
 class _EmptyOnMeta(TorchFunctionMode):
-    """Weights, which start as ``torch.empty``, take no memory; all other tensors are real.
+    """Parameters and buffers take no memory; all other tensors are real.
 
     ``torch.device('meta')`` would stop at a constructor that reads values, as the drop path rates
-    in ``[x.item() for x in torch.linspace(...)]`` of many backbones.
+    in ``[x.item() for x in torch.linspace(...)]`` of many backbones. A constructor may run what it
+    has built, as CAR does: then all that a layer holds is on one device.
     """
+
+    def __enter__(self):
+        # A parameter that two modules share stays one.
+        self.moved: dict[Tensor, Tensor] = {}
+        self.hooks = [
+            register_module_parameter_registration_hook(self._move),
+            register_module_buffer_registration_hook(self._move),
+        ]
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        for hook in self.hooks:
+            hook.remove()
+        return super().__exit__(*error)
+
+    def _move(self, module: nn.Module, name: str, tensor: Tensor | None) -> Tensor | None:
+        if tensor is None or tensor.is_meta:
+            return tensor
+        if tensor not in self.moved:
+            moved = tensor.detach().to('meta')
+            if isinstance(tensor, nn.Parameter):
+                moved = nn.Parameter(moved, tensor.requires_grad)
+            self.moved[tensor] = moved
+        return self.moved[tensor]
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})

@@ -278,6 +278,39 @@ def test_constructor_that_reads_its_weights() -> None:
         MODELS.module_dict.pop('CountingReader')
 
 
+def test_constructor_that_runs_what_it_has_built() -> None:
+    """As CAR does; a norm's statistics and a table of zeros lie where the weights lie."""
+    from mmseg.registry import MODELS
+
+    built = []
+
+    @MODELS.register_module(name='CountingRunner')
+    class Runner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+            self.norm = nn.BatchNorm2d(4)
+            self.table = nn.Parameter(torch.zeros(4, 1, 1))
+            # Two names of one parameter.
+            self.same = self.table
+            self.eval()
+            device = self.conv.weight.device
+            built.append(device.type)
+            assert self(torch.zeros(1, 3, 5, 5, device=device)).shape == (1, 4, 5, 5)
+
+        def forward(self, image: Tensor) -> Tensor:
+            return self.norm(self.conv(image)) + self.table
+
+    try:
+        found = count(dict(type='CountingRunner'), (6, 7))
+    finally:
+        MODELS.module_dict.pop('CountingRunner')
+    assert built == ['meta']
+    assert (found.params, found.flops) == (3 * 4 + 4 + 2 * 4 + 4, 6 * 7 * 3 * 4)
+    # Outside of the count, tensors are real again.
+    assert not any(p.is_meta for p in Runner().state_dict().values())
+
+
 def test_operators_from_elsewhere_are_named() -> None:
     library = torch.library.Library('counting_test', 'DEF')
     library.define('double(Tensor x) -> Tensor')
