@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import importlib
+import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 
@@ -32,6 +36,46 @@ def run(
     # -S: a .pth file of an editable install is not read.
     command = [sys.executable, '-S', str(tool), *map(str, arguments)]
     result = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True)
+    if check:
+        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result
+
+
+@functools.cache
+def forking() -> subprocess.Popen:
+    """One program per test process that has imported what the tools import: see forking.py."""
+    program = subprocess.Popen(
+        [sys.executable, '-S', str(Path(__file__).with_name('forking.py'))],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def stop() -> None:
+        program.stdin.close()
+        program.wait()
+
+    atexit.register(stop)
+    return program
+
+
+def run_again(
+    tool: Path | str, *arguments: object, cwd: Path, check: bool = True
+) -> subprocess.CompletedProcess:
+    """:func:`run` without the seconds of imports, for a tool that another test starts from nothing.
+
+    It is a process of its own as well, with its own exit code, output and folder.
+    """
+    program = forking()
+    with tempfile.TemporaryDirectory() as folder:
+        printed = [Path(folder, name) for name in ('stdout', 'stderr')]
+        argv = [str(tool), *map(str, arguments)]
+        job = dict(argv=argv, cwd=str(cwd), stdout=str(printed[0]), stderr=str(printed[1]))
+        program.stdin.write(json.dumps(job) + '\n')
+        program.stdin.flush()
+        code = int(program.stdout.readline())
+        result = subprocess.CompletedProcess(argv, code, *(path.read_text() for path in printed))
     if check:
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result

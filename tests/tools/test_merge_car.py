@@ -12,7 +12,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import save_checkpoint
 from mmseg.registry import MODELS
 
-from .running import ROOT, TOOLS, load, run
+from .running import ROOT, TOOLS, load, run, run_again
 
 TOOL = TOOLS / 'model_converters' / 'merge_car.py'
 DANET = 'danet_r18-d8_1xb4-1k_fusion-shapes-128x128.py'
@@ -64,7 +64,7 @@ def test_merges(trained, tmp_path: Path) -> None:
         expected, found = model.eval()(x), merged.eval()(x)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     # Twice is refused.
-    again = run(TOOL, config, out, tmp_path / 'again.pth', cwd=tmp_path, check=False)
+    again = run_again(TOOL, config, out, tmp_path / 'again.pth', cwd=tmp_path, check=False)
     assert again.returncode == 1
     assert 'does not fit the config' in again.stderr
     assert not (tmp_path / 'again.pth').exists()
@@ -79,7 +79,7 @@ def test_head_that_gives_more_than_its_prediction(tmp_path: Path) -> None:
     )
     state = MODELS.build(Config.fromfile(path).model).state_dict()
     save_checkpoint(dict(state_dict=state), str(tmp_path / 'danet.pth'))
-    done = run(TOOL, path, tmp_path / 'danet.pth', tmp_path / 'merged.pth', cwd=tmp_path)
+    done = run_again(TOOL, path, tmp_path / 'danet.pth', tmp_path / 'merged.pth', cwd=tmp_path)
     assert '2 layer(s) merged: decode_head.pam_out_conv, decode_head.cam_out_conv' in done.stdout
     assert (
         'decode_head.pam_out_conv.linear.weight' not in load(tmp_path / 'merged.pth')['state_dict']
@@ -87,7 +87,7 @@ def test_head_that_gives_more_than_its_prediction(tmp_path: Path) -> None:
 
 
 def failed(*arguments, cwd: Path) -> str:
-    done: subprocess.CompletedProcess = run(TOOL, *arguments, cwd=cwd, check=False)
+    done: subprocess.CompletedProcess = run_again(TOOL, *arguments, cwd=cwd, check=False)
     assert done.returncode
     assert 'Traceback' not in done.stderr
     return done.stderr

@@ -15,7 +15,7 @@ import torch
 from mmseg_fusion import cli
 from mmseg_fusion.analysis import counting
 
-from .running import ROOT, TOOLS, load, run, small_config
+from .running import ROOT, TOOLS, load, run, run_again, small_config
 
 
 def scalars(work_dir: Path) -> dict[int, dict[str, float]]:
@@ -50,7 +50,8 @@ def test_resume_continues_as_if_nothing_had_happened(trained, tmp_path):
     work.mkdir()
     shutil.copy(trained / 'work' / 'iter_3.pth', work)
     (work / 'last_checkpoint').write_text(str(work / 'iter_3.pth'))
-    run(TOOLS / 'train.py', trained / 'small.py', '--work-dir', work, '--resume', cwd=tmp_path)
+    resume = ['--work-dir', work, '--resume']
+    run_again(TOOLS / 'train.py', trained / 'small.py', *resume, cwd=tmp_path)
 
     ours, uninterrupted = scalars(work), scalars(trained / 'work')
     assert list(ours) == [4, 5, 6]
@@ -92,7 +93,7 @@ def test_test_with_augmentation_pictures_and_predictions(trained, tmp_path):
 def test_train_with_mixed_precision_and_options(trained, tmp_path):
     config = small_config(tmp_path, installed=True)
     options = ['train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'optim_wrapper.optimizer.lr=0']
-    run(
+    run_again(
         TOOLS / 'train.py', config, '--work-dir', 'work', '--amp',
         '--cfg-options', *options, 'load_from=' + str(trained / 'work' / 'iter_6.pth'),
         cwd=tmp_path,
@@ -130,24 +131,22 @@ def test_a_test_with_weights_missing_is_asked_for(trained, tmp_path):
     partial = {k: v for k, v in state.items() if not k.startswith('decode_head.conv_seg')}
     torch.save(dict(state_dict=partial), tmp_path / 'partial.pth')
     arguments = [trained / 'small.py', 'partial.pth', '--work-dir', 'work']
-    refused = run(TOOLS / 'test.py', *arguments, cwd=tmp_path, check=False)
+    refused = run_again(TOOLS / 'test.py', *arguments, cwd=tmp_path, check=False)
     assert refused.returncode == 1
     words = refused.stderr.splitlines()[-1]
     assert 'partial.pth does not fit the model of the config: it lacks weights, 2 of ' in words
     assert 'decode_head.conv_seg.weight' in words
     assert 'add --allow-missing' in words
     assert 'Iter(test)' not in refused.stdout
-    assert (
-        'Iter(test) [3/3]'
-        in run(TOOLS / 'test.py', *arguments, '--allow-missing', cwd=tmp_path).stdout
-    )
+    allowed = run_again(TOOLS / 'test.py', *arguments, '--allow-missing', cwd=tmp_path)
+    assert 'Iter(test) [3/3]' in allowed.stdout
 
 
 @pytest.mark.stack
 def test_a_data_root_with_a_blank_is_that_folder(trained, tmp_path):
     root = tmp_path / 'my data'
     options = ['--cfg-options', f'work_dir={root}', 'train_cfg.max_iters=1']
-    run(TOOLS / 'train.py', trained / 'small.py', *options, cwd=tmp_path)
+    run_again(TOOLS / 'train.py', trained / 'small.py', *options, cwd=tmp_path)
     assert (root / 'iter_1.pth').is_file()
     assert not (tmp_path / 'mydata').exists()
 
@@ -157,7 +156,7 @@ def test_a_data_root_with_a_blank_is_that_folder(trained, tmp_path):
 
 def test_a_config_that_is_not_there_gives_similar_ones(tmp_path):
     config = 'configs/camvid/upernet_r18_scale-eq_1xb16-4k_camvid.py'
-    result = run(TOOLS / 'train.py', config, cwd=tmp_path, check=False)
+    result = run_again(TOOLS / 'train.py', config, cwd=tmp_path, check=False)
     assert result.returncode == 1
     assert 'Traceback' not in result.stderr
     assert f'config {config!r} is not a file (looked in {tmp_path})' in result.stderr
@@ -189,7 +188,7 @@ def test_a_config_like_no_other_points_to_the_folder(tmp_path):
 
 
 def test_a_checkpoint_that_is_not_there_gives_those_nearby(trained, tmp_path):
-    result = run(
+    result = run_again(
         TOOLS / 'test.py', trained / 'small.py', trained / 'work' / 'iter_9.pth',
         cwd=tmp_path, check=False,
     )  # fmt: skip
@@ -254,9 +253,9 @@ def test_a_named_config_is_trained_and_tested_and_every_image_is_drawn(tmp_path)
         'test_dataloader.dataset.length=3', 'model.decode_head.channels=16',
     ]  # fmt: skip
     options = ['--work-dir', 'work', '--cfg-options', *small]
-    run(TOOLS / 'train.py', NAMED, *options, cwd=tmp_path)
+    run_again(TOOLS / 'train.py', NAMED, *options, cwd=tmp_path)
     checkpoint = tmp_path / 'work' / 'iter_1.pth'
-    run(TOOLS / 'test.py', NAMED, checkpoint, '--show-dir', 'drawn', *options, cwd=tmp_path)
+    run_again(TOOLS / 'test.py', NAMED, checkpoint, '--show-dir', 'drawn', *options, cwd=tmp_path)
     # The config has the hook's own interval, 50.
     assert 'interval' not in cli.read_config(NAMED).default_hooks.visualization
     assert len(list((tmp_path / 'drawn').rglob('*.png'))) == 3
