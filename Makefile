@@ -16,10 +16,10 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/installed
 TESTED := $(VENV)/installed-for-tests
 
-.PHONY: help install demo test test-stack matrix lint format docs wheel clean
+.PHONY: help install demo test test-fast test-stack matrix lint format docs wheel clean
 
 help:
-	@sed -n '1,4s/^# \{0,1\}//p' Makefile; echo "targets: install demo test test-stack matrix lint format docs wheel clean"
+	@sed -n '1,4s/^# \{0,1\}//p' Makefile; echo "targets: install demo test test-fast test-stack matrix lint format docs wheel clean"
 
 $(STAMP): requirements/$(STACK).txt pyproject.toml
 	@test -f requirements/$(STACK).txt || { echo "unknown STACK=$(STACK); there are: $(basename $(notdir $(wildcard requirements/*.txt)))"; exit 2; }
@@ -41,12 +41,19 @@ install: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py $(ARGS)
 
+# A file's tests go to one process: what they share, a training say, is made once.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: $(TESTED)
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# For the loop while working: no test that starts a process, or goes through all configs.
+test-fast: $(TESTED)
+	$(PYTEST) --fast $(ARGS)
 
 # What depends on the mm* packages: compat, tools, hook, one config per method.
 test-stack: $(TESTED)
-	$(BIN)/python -m pytest -n 2 -m stack $(ARGS)
+	$(PYTEST) -m stack $(ARGS)
 
 # Other Pythons and torches, as far as there are interpreters; GBs of downloads. Fills docs/compatibility.md.
 matrix: $(STAMP)

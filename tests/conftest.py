@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,26 @@ def pytest_configure(config: pytest.Config) -> None:
     if os.environ.get('PYTEST_XDIST_WORKER'):
         torch.set_num_threads(1)
         os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+
+#: What a file has in it whose tests start processes, or go through the configs of all methods.
+LONG = re.compile(r'\bsubprocess\b|\bmultiprocessing\b|from \.files import')
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        '--fast',
+        action='store_true',
+        help='leave out the files whose tests start processes or go through all configs',
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    # Not even imported: the files about the configs read all of them to name their tests.
+    if not config.getoption('fast', False) or collection_path.suffix != '.py':
+        return None
+    in_tools = ROOT / 'tests' / 'tools' in collection_path.parents
+    return in_tools or bool(LONG.search(collection_path.read_text(encoding='utf-8'))) or None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
