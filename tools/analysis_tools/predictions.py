@@ -1,16 +1,19 @@
-"""Predictions of several models beside the truth, and of two models where they differ.
+"""Predictions of several models beside the truth, and what the second of two gains and loses.
 
     python tools/analysis_tools/predictions.py CONFIG CHECKPOINT [CONFIG CHECKPOINT ...] \\
-        [--split test] [--num-samples 3] [--out predictions.png]
+        [--split test] [--num-samples 3 | --indices 5 8 | --largest-gain 3] [--out predictions.png]
 
 The images are those of the first config's data set, ``--num-samples`` evenly over it or the
-``--indices``, so that nobody chooses them by their look.
+``--indices``, so that nobody chooses them by their look. ``--largest-gain`` shows those on which
+the second of two models gains most. It goes through the whole split for that, and says what the
+mean over the split is and how many images became worse, on the picture as well.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,45 +38,58 @@ from mmengine.logging import MMLogger
 from mmseg_fusion.analysis.layer_features import (
     ImageSet,
     InputError,
+    Observed,
     batches,
     check_classes,
     check_same_images,
     load_observed,
     observe,
 )
-from mmseg_fusion.analysis.predictions import Predictions, draw_predictions, right
+from mmseg_fusion.analysis.predictions import (
+    Gain,
+    GainSummary,
+    Predictions,
+    count_gain,
+    draw_predictions,
+    largest_gains,
+    right,
+)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_models(parser, 'pairs; none for the initial weights', 'any layer that runs once')
     parser.add_argument('--split', choices=('val', 'test'), default='test', help='default: test')
-    parser.add_argument('--indices', nargs='+', type=int, help='which images, by their number')
-    parser.add_argument('--num-samples', type=int, default=3, help='images, evenly over the set')
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument('--indices', nargs='+', type=int, help='which images, by their number')
+    which.add_argument('--num-samples', type=int, help='images, evenly over the set; default: 3')
+    which.add_argument(
+        '--largest-gain',
+        type=int,
+        metavar='N',
+        help='of two models: the N images of the split on which the second one gains most',
+    )
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--out', type=Path, help='default: work_dirs/CONFIG/predictions.png')
     add_overwrite(parser)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
     args = parser.parse_args(argv)
     check_models(parser, args)
+    # Not a default of argparse, which lets an argument pass that is equal to it.
+    args.num_samples = 3 if args.num_samples is None else args.num_samples
     check_at_least(parser, args, num_samples=1)
+    if args.largest_gain is not None:
+        check_at_least(parser, args, largest_gain=1)
+        if len(args.models) != 4:
+            parser.error(f'--largest-gain compares two models, got {len(args.models) // 2}')
     args.out = args.out or Path('work_dirs') / Path(args.models[0]).stem / 'predictions.png'
     if args.out.suffix.lower() != '.png':
         parser.error(f'--out: expected a file name in .png, got {args.out}')
     return args
 
 
-def run(args: argparse.Namespace) -> list[Predictions]:
-    """Every model on every image, drawn."""
-    outputs = Outputs('predictions', model_files(args.models), args.overwrite)
-    outputs.check(args.out)
-    seen = load_observed(args, args.device)
-    sets = [ImageSet(c, args.split, (), None, args.num_samples, args.indices) for c in seen.cfgs]
-    check_same_images(seen.names, sets, args.split)
-    for images in sets:
-        outputs.add_inputs(images.files())
-    outputs.check(args.out)
-    rows = []
+def predictions(seen: Observed, sets: Sequence[ImageSet]) -> Iterator[Predictions]:
+    """Every model on one image after the other."""
     for samples in zip(*map(batches, sets)):
         views = [
             observe(model, batch, layer, ignore_index=info.ignore_index)
@@ -83,14 +99,72 @@ def run(args: argparse.Namespace) -> list[Predictions]:
         if first.label is None:
             raise InputError(f'{first.path} has no label: expected LoadAnnotations in the pipeline')
         check_classes(first.path, first.label, len(seen.infos[0].classes))
-        predictions = tuple(view.prediction for view in views)
-        rows.append(Predictions(first.path, first.image, first.label, predictions))
+        yield Predictions(first.path, first.image, first.label, tuple(v.prediction for v in views))
+
+
+def in_words(summary: GainSummary) -> str:
+    """Means over images, and how many of them became better and worse."""
+    same = summary.images - summary.better - summary.worse
+    return (
+        f'{100 * summary.gained:.2f} % gained, {100 * summary.lost:.2f} % lost, '
+        f'net {100 * summary.net:+.2f}; images better: {summary.better}, worse: {summary.worse}, '
+        f'the same: {same}'
+    )
+
+
+def tell(
+    views: Sequence[Predictions],
+    names: Sequence[str],
+    classes: Sequence[str],
+    over: str,
+    summary: GainSummary | None,
+) -> None:
+    """Prints what each model has right on each image, and what the second one gains and loses."""
+    for view in views:
+        shares = [f'{100 * right(p, view.label):.1f} %' for p in view.predictions]
+        text = ', '.join(map(' '.join, zip(names, shares)))
+        if len(names) == 2:
+            gained, lost = count_gain(*view.predictions, view.label, len(classes)).shares
+            text += f'; {100 * gained:.1f} % gained, {100 * lost:.1f} % lost'
+        print(f'{Path(view.path).name}: {text}')
+    if summary is not None:
+        print(f'{names[1]} against {names[0]}, mean over {over}: {in_words(summary)}')
+        print(f'By class of the truth, over {over}:')
+        print(summary.table(classes))
+
+
+def run(args: argparse.Namespace) -> list[Predictions]:
+    """Every model on every image, drawn; of two models what the second one gains and loses."""
+    outputs = Outputs('predictions', model_files(args.models), args.overwrite)
+    outputs.check(args.out)
+    seen = load_observed(args, args.device)
+    count = None if args.largest_gain else args.num_samples
+    sets = [ImageSet(c, args.split, (), None, count, args.indices) for c in seen.cfgs]
+    check_same_images(seen.names, sets, args.split)
+    for images in sets:
+        outputs.add_inputs(images.files())
+    outputs.check(args.out)
+    views, classes = predictions(seen, sets), seen.infos[0].classes
+    gains: list[Gain] = []
+    if args.largest_gain:
+        shown, gains = largest_gains(views, len(classes), args.largest_gain)
+    else:
+        shown = list(views)
+        if len(seen.names) == 2:
+            gains = [count_gain(*v.predictions, v.label, len(classes)) for v in shown]
+    summary, over, title = None, '', ''
+    if any(gain.labelled.any() for gain in gains):
+        summary = GainSummary.of(gains)
+        which = '' if summary.images == len(gains) else ' labelled'
+        where = 'of the split' if args.largest_gain else 'drawn'
+        over = f'the {summary.images}{which} images {where}'
+        if args.largest_gain:
+            title = f'The {len(shown)} images with the largest gain.\nMean over {over}: '
+            title += in_words(summary)
     with outputs.path(args.out) as file:
-        draw_predictions(rows, seen.names, seen.infos[0], file)
-    for row in rows:
-        shares = [f'{100 * right(p, row.label):.1f} %' for p in row.predictions]
-        print(f'{Path(row.path).name}: ' + ', '.join(map(' '.join, zip(seen.names, shares))))
-    return rows
+        draw_predictions(shown, seen.names, seen.infos[0], file, title)
+    tell(shown, seen.names, classes, over, summary)
+    return shown
 
 
 @exits_on_input_error
