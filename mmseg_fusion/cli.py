@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from .channels import check_channels
 from .errors import InputError
 from .files import Outputs, add_overwrite, whole_file
 
@@ -167,8 +168,9 @@ def read_config(
         needs: keys that the tool cannot do without, ``a.b`` for one of a dict.
 
     Raises:
-        SystemExit: there is no such file, it is no config, an option does not fit, or it lacks a
-            key; the message says which.
+        SystemExit: there is no such file, it is no config, an option does not fit, it lacks a
+            key, or, where the model is needed, its parts disagree on the channels of an image;
+            the message says which.
     """
     from mmengine.config import Config
 
@@ -196,6 +198,11 @@ def read_config(
                 f'{path} has no {need}: give a whole config, not a base of one, or set '
                 f'it with --cfg-options {need}...'
             )
+    if any(need.partition('.')[0] == 'model' for need in needs):
+        try:
+            check_channels(cfg.model)
+        except InputError as error:
+            raise SystemExit(f'{path}: {error}') from error
     return cfg
 
 

@@ -18,7 +18,7 @@ PACKAGE = ROOT / 'mmseg_fusion'
 # From the bottom; rooms of one floor do not know each other.
 FLOORS = (
     ('version', 'errors'),
-    ('files',),
+    ('files', 'channels'),
     ('compat', 'cli'),
     ('fusions', 'checkpoints'),
     ('models.layers', 'models.backbones', 'datasets'),

@@ -30,6 +30,8 @@ from torch.nn.modules.module import (
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..channels import check_channels, image_channels
+
 #: A side, (height, width) or (channels, height, width).
 Shape = Union[int, Sequence[int]]
 
@@ -132,14 +134,15 @@ def count(config_or_model: str | Path | Config | dict | nn.Module, shape: Shape)
         config_or_model: a config's path (or ``package::path``), a config, its ``model`` dict, or
             a model; a module that is no segmentor is called with one image.
         shape: the image: a side, (height, width) or (channels, height, width). Channels default
-            to what the data preprocessor normalizes, or 3.
+            to :func:`~mmseg_fusion.channels.image_channels`.
 
     Returns:
         Counts: of the whole and of each module.
 
     Raises:
         FileNotFoundError: there is no such config.
-        ValueError: ``shape`` is none of the above, or a config has no model.
+        ValueError: ``shape`` is none of the above, a config has no model, or its parts disagree on
+            the channels of an image.
         RuntimeError: the model does not take an image of this shape.
     """
     size = _size(shape)
@@ -147,6 +150,8 @@ def count(config_or_model: str | Path | Config | dict | nn.Module, shape: Shape)
         model, again = config_or_model, None
     else:
         model_cfg, scope = _model_config(config_or_model)
+        if len(size) == 2:
+            check_channels(model_cfg)
 
         def again() -> nn.Module:
             with DefaultScope.overwrite_default_scope(scope):
@@ -159,8 +164,7 @@ def count(config_or_model: str | Path | Config | dict | nn.Module, shape: Shape)
             # Either a constructor that reads its weights, or a wrong config: then this raises.
             model = again()
     if len(size) == 2:
-        mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
-        size = (3 if mean is None else mean.numel(), *size)
+        size = (image_channels(model), *size)
     args: tuple[Any, ...] = (torch.empty(1, *size, device='meta'),)
     method = '__call__'
     # What inference runs: unlike forward(mode='tensor'), every segmentor of mmseg has it.

@@ -71,7 +71,7 @@ def test_eseg_gives_the_same_in_onnxruntime(tool, tmp_path, size):
     assert [d.batch for d in differences] == [1, 2]
     assert all(d.relative <= 1e-4 for d in differences)
     # A batch that was never exported or compared; images that give different logits.
-    image = tool.noise(3, (128, 256))
+    image = tool.noise(3, (128, 256), 3)
     logits = outputs(out, image)
     assert logits.shape == (3, 19, 32, 64)
     assert (logits[0] - logits[1]).abs().mean() > 0.01 * logits.abs().max()
@@ -89,7 +89,7 @@ def test_odd_sides_and_labels(tool, tmp_path):
     out = tmp_path / 'model.onnx'
     differences = tool.main([str(ESEG), str(out), '--shape', '97', '129', '--argmax'])
     assert all(d.relative <= 1e-4 and d.pixels <= 5 for d in differences)
-    image = tool.noise(1, (97, 129))
+    image = tool.noise(1, (97, 129), 3)
     labels = outputs(out, image)
     assert labels.shape == (1, 97, 129)
     assert labels.dtype == torch.uint8
@@ -211,7 +211,7 @@ def test_a_binary_model_gives_its_threshold(tool, tmp_path):
     config = tiny(tmp_path, threshold=0.5, **head)
     module = tool.Deployed(tool.build(Config.fromfile(config)), (32, 48), True)
     tool.settle(module)
-    image = tool.noise(2, (32, 48))
+    image = tool.noise(2, (32, 48), 3)
     with torch.no_grad():
         probability = module(image).sigmoid()[:, 0]
     threshold = float(probability.median())

@@ -260,9 +260,9 @@ def resident_peak() -> int | None:
 
 def load_what_a_step_loads() -> None:
     """A step of one convolution: at the first, torch imports parts of itself."""
-    model = torch.nn.Conv2d(3, 8, 3)
+    model = torch.nn.Conv2d(8, 8, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    model(torch.rand(1, 3, 8, 8)).mean().backward()
+    model(torch.rand(1, 8, 8, 8)).mean().backward()
     optimizer.step()
 
 

@@ -13,6 +13,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from mmseg_fusion.analysis.counting import forget_pretrained
+from mmseg_fusion.channels import image_channels
 from mmseg_fusion.cli import read_config
 
 
@@ -47,7 +48,7 @@ def level_shapes(
         backbone = revert_sync_batchnorm(MODELS.build(model.backbone))
         # Not chained: the train() of some backbones returns nothing.
         backbone.eval()
-        levels = backbone(torch.empty(batch_size, 3, *shape))
+        levels = backbone(torch.empty(batch_size, image_channels(model), *shape))
     return [tuple(level.shape) for level in levels]
 
 

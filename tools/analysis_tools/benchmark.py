@@ -59,6 +59,7 @@ from mmseg.structures import SegDataSample
 from prettytable import PrettyTable
 
 from mmseg_fusion.analysis.counting import forget_pretrained
+from mmseg_fusion.channels import image_channels
 from mmseg_fusion.checkpoints import fit, read_checkpoint
 from mmseg_fusion.fusions import is_single_value
 
@@ -149,10 +150,13 @@ def image_shape(cfg: Config, shape: Sequence[int] | None) -> tuple[int, int]:
     return (size[0], size[-1])
 
 
-def synthetic_batch(shape: tuple[int, int], batch_size: int, num_classes: int, device: str) -> dict:
+def synthetic_batch(
+    shape: tuple[int, int], batch_size: int, num_classes: int, device: str, channels: int
+) -> dict:
     """Noise, and labels of all classes with ignored pixels, as a data loader gives them."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (batch_size, 3, *shape), generator=generator, dtype=torch.uint8)
+    size = (batch_size, channels, *shape)
+    images = torch.randint(256, size, generator=generator, dtype=torch.uint8)
     labels = torch.randint(num_classes, (batch_size, 1, *shape), generator=generator)
     labels[..., : max(1, shape[0] // 16), :] = 255
     samples = []
@@ -186,7 +190,7 @@ def make_step(
     if checkpoint:
         fit(model, read_checkpoint(checkpoint), checkpoint)
     model = model.to(device)
-    batch = synthetic_batch(shape, batch_size, model.num_classes, device)
+    batch = synthetic_batch(shape, batch_size, model.num_classes, device, image_channels(model))
 
     if mode == 'inference':
         model.eval()

@@ -51,6 +51,7 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 from mmseg_fusion.analysis.counting import count
+from mmseg_fusion.channels import image_channels
 from mmseg_fusion.models.decode_heads import ESegHead
 
 SIZES = ('lite-s', 'lite-m', 'lite-l', 's', 'm', 'l')
@@ -149,7 +150,8 @@ def times_case(configs: dict[str, Config], args: argparse.Namespace) -> harness.
 
     def step(name: str) -> harness.Step:
         generator = torch.Generator().manual_seed(0)
-        image = torch.randn(args.batch_size, 3, *args.shape, generator=generator)
+        shape = (args.batch_size, image_channels(configs[name].model), *args.shape)
+        image = torch.randn(shape, generator=generator)
         image = image.to(device=args.device, dtype=DTYPES[args.precision])
         torch.manual_seed(0)
         module = Deployed(build(configs[name]), args.shape, argmax=args.argmax)

@@ -46,6 +46,7 @@ from benchmark import synthetic_batch
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
+from mmseg_fusion.channels import image_channels
 from mmseg_fusion.models.layers import AxialAttention
 from mmseg_fusion.models.layers.attention import DotProductAttention, attention_map
 
@@ -167,7 +168,8 @@ def head_step(
 ) -> harness.Step:
     """A function that runs one step of a decode head: its losses, or its logits."""
     head.to(args.device)
-    batch = synthetic_batch(args.shape, args.batch_size, head.num_classes, args.device)
+    # Of a batch only the labels are taken.
+    batch = synthetic_batch(args.shape, args.batch_size, head.num_classes, args.device, channels=1)
     samples = batch['data_samples']
 
     def forward() -> object:
@@ -191,7 +193,7 @@ def head_case(mode: str, args: argparse.Namespace) -> harness.Case:
 
     height, width = args.shape
     return harness.Case(
-        f'{mode} {args.batch_size}x3x{height}x{width}',
+        f'{mode} {args.batch_size}x{image_channels(model)}x{height}x{width}',
         tuple(HEAD),
         build,
         base='upsampler',

@@ -36,6 +36,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from mmseg_fusion.analysis.counting import forget_pretrained
+from mmseg_fusion.channels import image_channels
 from mmseg_fusion.fusions import (
     Fusion,
     FusionTracer,
@@ -109,7 +110,9 @@ def variants(cfg: Config, args: argparse.Namespace) -> tuple[dict[str, nn.Module
     if not isinstance(head, dict):
         raise SystemExit('model.decode_head must be one head, not a cascade')
     plain = build(cfg, args)
-    batch = synthetic_batch(tuple(args.shape), args.batch_size, plain.num_classes, args.device)
+    batch = synthetic_batch(
+        tuple(args.shape), args.batch_size, plain.num_classes, args.device, image_channels(plain)
+    )
 
     def run(_=None) -> None:
         plain._run_forward(plain.data_preprocessor(batch, True), mode='loss')

@@ -4,9 +4,10 @@
 
     python tools/deployment/export_onnx.py CONFIG [CHECKPOINT] OUT --shape H W [--argmax]
 
-The network takes normalized images, (N, 3, H, W) in float32, and gives logits as the head forms
-them; ``--upsample`` gives them in the size of the image, as testing a whole image does, and
-``--argmax`` gives labels. The constants of the normalization stand in the metadata of the file.
+The network takes normalized images, (N, C, H, W) in float32 with the channels that the config
+normalizes, and gives logits as the head forms them; ``--upsample`` gives them in the size of the
+image, as testing a whole image does, and ``--argmax`` gives labels. The constants of the
+normalization stand in the metadata of the file.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmseg_fusion.analysis.counting import forget_pretrained
+from mmseg_fusion.channels import image_channels
 from mmseg_fusion.checkpoints import fit, read_checkpoint
 from mmseg_fusion.models.layers import KernelSharingAtrousConv
 from mmseg_fusion.models.segmentors import merge_car
@@ -70,7 +72,7 @@ class Deployed(nn.Module):
         argmax: labels in the size of the image.
 
     Shape:
-        - image: (N, 3, H, W), normalized.
+        - image: (N, ``channels``, H, W), normalized.
         - output: (N, classes, h, w) in the head's own size, (N, classes, H, W) with ``upsample``,
           or (N, H, W) with ``argmax``, in uint8 up to 256 classes and int32 above.
     """
@@ -81,6 +83,7 @@ class Deployed(nn.Module):
         super().__init__()
         self.model = model
         self.shape = tuple(shape)
+        self.channels = image_channels(model)
         self.upsample = upsample or argmax
         self.argmax = argmax
         # torch puts back the mode that it finds here after an export, down to the last layer.
@@ -207,8 +210,8 @@ def build(cfg: Config, checkpoint: str | None = None, merge: bool = False) -> nn
     return model.eval().requires_grad_(False)
 
 
-def noise(batch: int, shape: tuple[int, int], seed: int = 0) -> Tensor:
-    """Images, (batch, 3, H, W), with as much noise in coarse patches as in fine ones.
+def noise(batch: int, shape: tuple[int, int], channels: int, seed: int = 0) -> Tensor:
+    """Images, (batch, channels, H, W), with as much noise in coarse patches as in fine ones.
 
     Those of a smaller batch, up to four, are the first of a larger one.
 
@@ -217,9 +220,9 @@ def noise(batch: int, shape: tuple[int, int], seed: int = 0) -> Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = max(batch, 4)
-    image, sides = torch.zeros(drawn, 3, *shape), shape
+    image, sides = torch.zeros(drawn, channels, *shape), shape
     while True:
-        x = torch.randn(drawn, 3, *sides, generator=generator)
+        x = torch.randn(drawn, channels, *sides, generator=generator)
         image += resize(x, size=shape, mode='nearest')
         if max(sides) == 1:
             return (image / image.std())[:batch]
@@ -248,7 +251,7 @@ def settle(module: Deployed) -> None:
         # Four images: pooled to one cell, two can have almost the same value. Those that are
         # compared are among them; others drift away through a deep network that nobody trained,
         # until float32 no longer determines its logits.
-        module.model(noise(4, module.shape), mode='tensor')
+        module.model(noise(4, module.shape, module.channels), mode='tensor')
     finally:
         for handle in handles:
             handle.remove()
@@ -318,7 +321,7 @@ def export(
     """
     parameter = next(module.parameters())
     # Two images: a batch of one may be taken for a constant.
-    image = torch.zeros(2, 3, *module.shape, dtype=parameter.dtype, device=parameter.device)
+    image = torch.zeros(2, module.channels, *module.shape).to(parameter)
     options: dict = dict(
         input_names=['image'], output_names=[module.output_name], opset_version=opset
     )
@@ -386,7 +389,7 @@ def compare(module: Deployed, path: Path, batches: Sequence[int] = (1, 2)) -> li
     session = open_session(path)
     differences = []
     for batch in batches:
-        image = noise(batch, module.shape)
+        image = noise(batch, module.shape, module.channels)
         with torch.no_grad():
             logits = module.logits(image)
             expected = module(image) if module.argmax else logits
@@ -427,7 +430,7 @@ def write_metadata(path: Path, module: Deployed, classes: Sequence[str] | None) 
 
     proto = onnx.load(str(path))
     with torch.no_grad():
-        sides = module(torch.zeros(1, 3, *module.shape)).shape[1:]
+        sides = module(torch.zeros(1, module.channels, *module.shape)).shape[1:]
     # The TorchScript exporter leaves sides open that it cannot follow, or names them "batch".
     for dim, side in zip(proto.graph.output[0].type.tensor_type.shape.dim[1:], sides):
         dim.dim_value = side
@@ -438,7 +441,7 @@ def write_metadata(path: Path, module: Deployed, classes: Sequence[str] | None) 
         entries['std'] = json.dumps(preprocessor.std.flatten().tolist())
     # onedl-mmsegmentation keeps it under mmengine's name, with an underscore.
     for name in ('channel_conversion', '_channel_conversion'):
-        if hasattr(preprocessor, name):
+        if module.channels == 3 and hasattr(preprocessor, name):
             # mmseg reads images as BGR.
             entries['channels'] = 'RGB' if getattr(preprocessor, name) else 'BGR'
     if classes:

@@ -34,6 +34,7 @@ from mmengine.runner.checkpoint import weights_to_cpu
 from mmseg.registry import MODELS
 from torch import nn
 
+from mmseg_fusion.channels import image_channels
 from mmseg_fusion.checkpoints import check_finite, read_checkpoint, weights_of
 from mmseg_fusion.models.segmentors import CAREncoderDecoder, merge_car
 
@@ -87,10 +88,9 @@ def loaded(model: nn.Module, state: dict, what: str) -> nn.Module:
 
 def logits(model: nn.Module) -> torch.Tensor:
     """What the model says about noise, on a small image or, where it refuses that, a larger one."""
-    mean = getattr(model.data_preprocessor, 'mean', None)
     generator = torch.Generator().manual_seed(0)
     for size in ((97, 129), SQUARE):
-        image = torch.rand(1, 3 if mean is None else mean.numel(), *size, generator=generator)
+        image = torch.rand(1, image_channels(model), *size, generator=generator)
         try:
             out = model(image)
         except (RuntimeError, AssertionError):

@@ -12,17 +12,18 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
-from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ...channels import check_in_channels
 from .mmpretrain_backbone import mmpretrain_backbone
+from .pretrained_stem import PretrainedStem
 
 
 @MODELS.register_module()
-class DilatedDenseNet(BaseModule):
+class DilatedDenseNet(PretrainedStem):
     """DenseNet of output stride 8, 16 or 32 (DenseASPP, CVPR 2018, section 4.1).
 
     The layers are those of :class:`mmpretrain.models.backbones.DenseNet`, and so are the names of
@@ -57,8 +58,9 @@ class DilatedDenseNet(BaseModule):
         norm_eval: norm layers use their running statistics in training, too.
         init_cfg: of the weights; default: Kaiming for convolutions, as in the DenseNet paper, and
             1 for norms.
-        **kwargs: of mmpretrain's DenseNet, with its defaults: ``in_channels``, ``bn_size``,
-            ``drop_rate``, ``compression_factor``, ``norm_cfg``, ``act_cfg``, ``memory_efficient``
+        in_channels: channels of the image.
+        **kwargs: of mmpretrain's DenseNet, with its defaults: ``bn_size``, ``drop_rate``,
+            ``compression_factor``, ``norm_cfg``, ``act_cfg``, ``memory_efficient``
             (layers are computed again in the backward pass instead of being kept; a batch norm's
             running statistics then see each batch twice).
 
@@ -89,8 +91,10 @@ class DilatedDenseNet(BaseModule):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         init_cfg: dict | list[dict] | None = None,
+        in_channels: int = 3,
         **kwargs: Any,
     ) -> None:
+        check_in_channels('DilatedDenseNet', in_channels)
         super().__init__(
             init_cfg
             or [
@@ -112,7 +116,7 @@ class DilatedDenseNet(BaseModule):
                 f'DilatedDenseNet: output_stride is 8, 16 or 32, but got {output_stride!r}; '
                 'change model.backbone.output_stride'
             )
-        net = densenet(arch, **kwargs)
+        net = densenet(arch, in_channels=in_channels, **kwargs)
         for stage in net.stages:
             for layer in stage.block:
                 layer.call_checkpoint_bottleneck = partial(_checkpointed, layer)

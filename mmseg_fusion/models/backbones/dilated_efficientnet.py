@@ -8,7 +8,8 @@ from typing import Literal
 from mmseg.registry import MODELS
 from torch import nn
 
-from .efficientnet_layers import EfficientNetLayers
+from ...channels import check_in_channels
+from .efficientnet_layers import EfficientNetLayers, set_in_channels
 from .mmpretrain_backbone import mmpretrain_backbone
 
 
@@ -41,13 +42,14 @@ class DilatedEfficientNet(EfficientNetLayers):
         contract_dilation: the convolution that loses its stride keeps its dilation.
         norm_eval: norm layers use their running statistics in training, too.
         init_cfg: of the weights; None for mmpretrain's.
+        in_channels: channels of the image.
         **kwargs: of mmpretrain's EfficientNet, with its defaults: ``conv_cfg`` (padding as in
             TensorFlow, unlike before and behind an image of even size: the pretrained weights
             expect it), ``norm_cfg`` (they expect ``eps=1e-3``), ``act_cfg``, ``drop_path_rate`` (of
             the last block, rising from 0 in the first), ``with_cp``.
 
     Shape:
-        - Input: (N, 3, H, W) of any size.
+        - Input: (N, in_channels, H, W) of any size.
         - Output: a tuple with one tensor (N, ``out_channels[i]``, ceil(H / ``out_strides[i]``),
           ceil(W / ``out_strides[i]``)) per entry of ``out_indices``.
 
@@ -91,8 +93,10 @@ class DilatedEfficientNet(EfficientNetLayers):
         contract_dilation: bool = True,
         norm_eval: bool = False,
         init_cfg: dict | list[dict] | None = None,
+        in_channels: int = 3,
         **kwargs,
     ) -> None:
+        check_in_channels('DilatedEfficientNet', in_channels)
         if arch not in self.level_channels:
             raise ValueError(
                 f'DilatedEfficientNet: arch is one of {", ".join(self.level_channels)}, but got '
@@ -104,6 +108,7 @@ class DilatedEfficientNet(EfficientNetLayers):
                 'change model.backbone.output_stride'
             )
         net = mmpretrain_backbone('EfficientNet', 'DilatedEfficientNet')(arch, **kwargs)
+        set_in_channels(net, in_channels)
         _dilate(net.layers, output_stride, contract_dilation)
         super().__init__(
             net.layers, out_indices, frozen_stages, norm_eval, init_cfg or net.init_cfg

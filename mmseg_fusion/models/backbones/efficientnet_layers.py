@@ -4,12 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmengine.model import BaseModule
+from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .pretrained_stem import PretrainedStem
 
-class EfficientNetLayers(BaseModule):
+
+def set_in_channels(net: nn.Module, in_channels: int) -> None:
+    """Gives a network of mmpretrain, which takes RGB, a stem for other images, in place."""
+    old = net.layers[0]
+    if in_channels == old.in_channels:
+        return
+    net.layers[0] = ConvModule(
+        in_channels,
+        old.out_channels,
+        old.kernel_size,
+        stride=old.stride,
+        padding=old.kernel_size[0] // 2,
+        conv_cfg=net.conv_cfg,
+        norm_cfg=net.norm_cfg,
+        act_cfg=net.act_cfg,
+    )
+
+
+class EfficientNetLayers(PretrainedStem):
     """A chain of layers, some of whose outputs are levels.
 
     Args:

@@ -13,7 +13,8 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .efficientnet_layers import EfficientNetLayers
+from ...channels import check_in_channels
+from .efficientnet_layers import EfficientNetLayers, set_in_channels
 from .mmpretrain_backbone import mmpretrain_backbone
 
 Variant = Literal['default', 'lite']
@@ -74,11 +75,12 @@ class ScaledEfficientNet(EfficientNetLayers):
         norm_eval: norm layers use their running statistics in training, too.
         drop_path_rate: stochastic depth of the last block, rising from 0 in the first.
         init_cfg: of the weights; None for mmpretrain's.
+        in_channels: channels of the image.
         **kwargs: of mmpretrain's EfficientNet: ``conv_cfg``, ``norm_cfg`` (default: batch norm
             with eps 1e-3), ``act_cfg`` (default: Swish, ReLU for lite), ``with_cp``.
 
     Shape:
-        - Input: (N, 3, H, W) of any size.
+        - Input: (N, in_channels, H, W) of any size.
         - Output: a tuple with one tensor (N, ``out_channels[i]``, ceil(H / ``out_strides[i]``),
           ceil(W / ``out_strides[i]``)) per entry of ``out_indices``.
 
@@ -111,8 +113,10 @@ class ScaledEfficientNet(EfficientNetLayers):
         norm_eval: bool = False,
         drop_path_rate: float = 0.0,
         init_cfg: dict | list[dict] | None = None,
+        in_channels: int = 3,
         **kwargs: Any,
     ) -> None:
+        check_in_channels('ScaledEfficientNet', in_channels)
         for name, value in (('width', width), ('depth', depth)):
             if not isinstance(value, (int, float)) or not value > 0:
                 raise ValueError(
@@ -139,6 +143,7 @@ class ScaledEfficientNet(EfficientNetLayers):
             dict(layer_settings={'b': settings}, arch_settings={'b': (width, depth, None)}),
         )
         net = scaled('b', drop_path_rate=drop_path_rate, **kwargs)
+        set_in_channels(net, in_channels)
         if lite:
             _contract(net)
         super().__init__(

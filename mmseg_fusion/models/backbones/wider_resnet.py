@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from mmcv.cnn import build_norm_layer
-from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+
+from ...channels import check_in_channels
+from .pretrained_stem import PretrainedStem
 
 #: Blocks of modules 2 to 7, by depth: a layer per convolution, and one for the classifier.
 BLOCKS = {16: (1, 1, 1, 1, 1, 1), 20: (1, 1, 1, 3, 1, 1), 38: (3, 3, 6, 3, 1, 1)}
@@ -103,7 +105,7 @@ class IdentityResidualBlock(nn.Module):
 
 
 @MODELS.register_module()
-class WiderResNet(BaseModule):
+class WiderResNet(PretrainedStem):
     """WiderResNet-38 A2 with output stride 8 (backbone of GFF's row with 83.3, table 8).
 
     Module 1 is a 3x3 convolution (64 channels) at the size of the image. Max pooling stands before
@@ -186,6 +188,7 @@ class WiderResNet(BaseModule):
                 dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
             ]
         )
+        check_in_channels('WiderResNet', in_channels)
         if depth not in BLOCKS:
             raise ValueError(
                 f'WiderResNet: depth must be one of {sorted(BLOCKS)}, got {depth}; '

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
-from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from ...channels import check_in_channels
+from .pretrained_stem import PretrainedStem
 
 #: Blocks of the middle flow, by depth.
 MIDDLE_BLOCKS = {41: 8, 65: 16}
@@ -92,7 +94,7 @@ class XceptionBlock(nn.Module):
 
 
 @MODELS.register_module()
-class AlignedXception(BaseModule):
+class AlignedXception(PretrainedStem):
     """Xception-65 as DeepLabV3+ modified it (arXiv 1802.02611, figure 4), with dilation.
 
     Two 3x3 convolutions; an entry flow of three blocks (128, 256, 728), each with stride 2; a
@@ -165,6 +167,7 @@ class AlignedXception(BaseModule):
                 dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
             ]
         )
+        check_in_channels('AlignedXception', in_channels)
         if depth not in MIDDLE_BLOCKS:
             raise ValueError(
                 f'AlignedXception: depth must be one of {sorted(MIDDLE_BLOCKS)}, got {depth}; '

@@ -14,6 +14,7 @@ from mmseg.registry import MODELS
 from mmseg.utils import add_prefix
 from torch import Tensor, nn
 
+from ...channels import image_channels
 from ...fusions import kept_state
 from ..layers.class_aware_conv import ClassAwareConv
 from ..layers.last_convolution import (
@@ -266,10 +267,8 @@ class CAREncoderDecoder(EncoderDecoder):
 
     def _run_heads(self, size: tuple[int, int], tracer: LastConvolutionTracer) -> None:
         parameter = next(self.parameters())
-        mean = getattr(self.data_preprocessor, 'mean', None)
-        convs = (m.in_channels for m in self.backbone.modules() if isinstance(m, nn.Conv2d))
-        channels = next(convs, 3) if mean is None else mean.numel()
-        image = torch.zeros((1, channels, *size), device=parameter.device, dtype=parameter.dtype)
+        shape = (1, image_channels(self), *size)
+        image = torch.zeros(shape, device=parameter.device, dtype=parameter.dtype)
         features = self.extract_feat(image)
         heads = self.decode_head
         previous: tuple = ()
