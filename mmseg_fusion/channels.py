@@ -37,7 +37,7 @@ def image_channels(model: nn.Module | Mapping[str, Any]) -> int:
         mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
         means = 0 if mean is None else mean.numel()
         found = stem_channels(getattr(model, 'backbone', None))
-    return means if means > 1 else found or means or RGB
+    return means if means > 1 else found or RGB
 
 
 def stem_channels(backbone: nn.Module | None) -> int | None:

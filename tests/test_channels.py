@@ -48,6 +48,7 @@ def wider(in_channels: int) -> dict:
         (model(wider(1), mean=[1.0], std=[2.0]), 1),
         (model(mean=[1.0], std=[2.0]), 3),
         (model(dict(type='MobileNetV2'), mean=[1.0] * 3, std=[2.0] * 3), 3),
+        (model(dict(type='MobileNetV2'), mean=[1.0], std=[2.0]), 3),
         # The signature of its base class has the default.
         (model(dict(type='ResNetV1c', depth=18)), 3),
         (model(dict(type='ResNetV1c', depth=18, in_channels=6)), 6),

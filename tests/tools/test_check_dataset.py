@@ -102,6 +102,62 @@ def test_missing_image(check, camvid, tmp_path):
     assert 'label without image' not in out
 
 
+@pytest.mark.parametrize('suffix', ['.png', '.tif'])
+@pytest.mark.parametrize('grey', [False, True])
+def test_more_than_8_bits(check, camvid, suffix, grey):
+    """mmcv's default flags keep 8 of 16 bits: said, and with the remedy nothing is left to say."""
+    rng = np.random.default_rng(0)
+    for name in 'abc':
+        (camvid / f'img_dir/train/{name}.jpg').unlink()
+        shape = SIZE if grey else (*SIZE, 3)
+        image = rng.integers(0, 256, shape, np.uint8)
+        if name == 'b':
+            image = rng.integers(0, 4000, shape).astype(np.uint16)
+            image[0, 0] = 4000
+        cv2.imwrite(str(camvid / f'img_dir/train/{name}{suffix}'), image)
+    options = [f'train_dataloader.dataset.img_suffix={suffix}']
+    status, out = check('--splits', 'train', options=options)
+    assert status == 0
+    assert '3 pairs read, 0 errors' in out
+    path = camvid / f'img_dir/train/b{suffix}'
+    # 4000 / 256; OpenCV rounds in some formats.
+    assert re.search(
+        rf'warning: train: read as 8 bit \(1\)\n  {path}: holds uint16 up to 4000, read as uint8 '
+        r"up to 1[56]; to keep it: dict\(type='LoadImageFromFile', color_type='unchanged'",
+        out,
+    )
+    options += [
+        'train_dataloader.dataset.pipeline.0.color_type=unchanged',
+        'train_dataloader.dataset.pipeline.0.to_float32=True',
+    ]
+    status, out = check('--splits', 'train', options=options)
+    assert status == 0
+    assert 'read as 8 bit' not in out
+    # A model for RGB does not take a grey image.
+    assert ('warning: train: channels (3)' in out) is grey
+    assert ('is read with 1 channels, but the model takes 3' in out) is grey
+
+
+def test_mean_of_another_length(check):
+    status, out = check(options=['model.data_preprocessor.mean=[1.0,2.0,3.0,4.0]'])
+    assert status == 1
+    assert 'config (1)\n  model.data_preprocessor.mean: model.data_preprocessor.mean has 4 v' in out
+    assert 'warning: train: channels (3)' in out
+    assert 'is read with 3 channels, but the model takes 4' in out
+
+
+def test_a_tiff_of_many_channels(check, camvid):
+    tifffile = pytest.importorskip('tifffile', reason='requirements/tests/pretrained.txt')
+    for path in (camvid / 'img_dir/train').iterdir():
+        image = np.zeros((*SIZE, 12), np.uint16)
+        form = dict(photometric='minisblack', planarconfig='contig')
+        tifffile.imwrite(path.with_suffix('.tif'), image, **form)
+    status, out = check('--splits', 'train', options=['train_dataloader.dataset.img_suffix=.tif'])
+    assert status == 1
+    assert 'unreadable image (3)' in out
+    assert 'OpenCV reads a TIFF of up to 4 channels: docs/data.md has a transform' in out
+
+
 @pytest.mark.parametrize('kind', ['image', 'label'])
 @pytest.mark.parametrize('damage', ['text', 'cut', 'empty'])
 def test_unreadable(check, camvid, kind, damage):

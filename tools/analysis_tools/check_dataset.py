@@ -6,8 +6,9 @@ Reads through the data set's own list and the loading transforms of its pipeline
 ``reduce_zero_label``, ``metainfo.classes`` and file backends count as they do in training.
 Errors: files that are missing or cannot be read, image and label of different sizes, ids that are
 neither a class nor the ignore index, labels without an image, heads whose ``num_classes`` or
-``ignore_index`` is not the data set's. Exit status 1 if there is any. A class that never occurs
-is a warning.
+``ignore_index`` is not the data set's, a ``mean`` that does not fit the backbone. Exit status 1 if
+there is any. Warnings: a class that never occurs, an image of more than 8 bits that is read as 8
+bits, one that has not the channels that the model takes.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
 from mmseg_fusion.cli import read_config  # isort: skip
 
+import cv2
 import mmengine.fileio as fileio
 import numpy as np
 from mmcv.transforms import LoadAnnotations
@@ -38,7 +40,15 @@ from mmseg.registry import DATASETS, TRANSFORMS
 from PIL import Image, UnidentifiedImageError
 from prettytable import PrettyTable
 
+from mmseg_fusion.channels import check_channels, image_channels
+from mmseg_fusion.errors import InputError
+
 SPLITS = ('train', 'val', 'test')
+#: What a user can do about an image of more than 8 bits, of which mmcv keeps 8.
+KEEP_BITS = (
+    "dict(type='LoadImageFromFile', color_type='unchanged', to_float32=True), mean and std of the "
+    "file's own values, no PhotoMetricDistortion; docs/data.md has more"
+)
 
 
 @dataclass(frozen=True)
@@ -49,11 +59,13 @@ class Problem:
         kind: problems of one kind are listed together.
         path: file, folder or config key.
         detail: what was found and what was expected.
+        warning: training would go on.
     """
 
     kind: str
     path: str
     detail: str
+    warning: bool = False
 
 
 @dataclass
@@ -94,15 +106,22 @@ class PairReader:
         label_steps: those that read the label.
         num_classes: number of classes.
         ignore_index: id of the pixels that are ignored.
+        channels: of the images that the model takes; None where that is unknown.
     """
 
     def __init__(
-        self, image_steps: list, label_steps: list, num_classes: int, ignore_index: int
+        self,
+        image_steps: list,
+        label_steps: list,
+        num_classes: int,
+        ignore_index: int,
+        channels: int | None = None,
     ) -> None:
         self.image_steps = image_steps
         self.label_steps = label_steps
         self.num_classes = num_classes
         self.ignore_index = ignore_index
+        self.channels = channels
 
     def __call__(self, info: dict) -> tuple[np.ndarray, list[Problem]]:
         """Pixels per id (256) of the label, and what is wrong with the pair."""
@@ -110,6 +129,8 @@ class PairReader:
         problems: list[Problem] = []
         results = dict(info)
         image_ok = self._load('image', self.image_steps, results, info.get('img_path'), problems)
+        if image_ok:
+            problems += self._lost(info['img_path'], results['img'])
         path = info.get('seg_map_path')
         if not self.label_steps or path is None:
             return counts, problems
@@ -160,10 +181,37 @@ class PairReader:
         except FileNotFoundError:
             problems.append(Problem(f'missing {what}', path, 'no such file'))
         except Exception as error:  # whatever a decoder raises is the finding
-            problems.append(Problem(f'unreadable {what}', path, _reason(error)))
+            detail = _reason(error)
+            if str(path).lower().endswith(('.tif', '.tiff')):
+                detail += '; OpenCV reads a TIFF of up to 4 channels: docs/data.md has a transform'
+            problems.append(Problem(f'unreadable {what}', path, detail))
         else:
             return True
         return False
+
+    def _lost(self, path: str, image: np.ndarray) -> Iterator[Problem]:
+        """Bits and channels of an image file that the transforms leave out."""
+        backend_args = getattr(self.image_steps[-1], 'backend_args', None)
+        if image.dtype == np.uint8:
+            whole = _unchanged(fileio.get(path, backend_args=backend_args))
+            if whole is not None and whole.dtype != np.uint8:
+                yield Problem(
+                    'read as 8 bit',
+                    path,
+                    f'holds {whole.dtype} up to {whole.max():g}, read as uint8 up to '
+                    f'{image.max()}; to keep it: {KEEP_BITS}',
+                    warning=True,
+                )
+        found = image.shape[2] if image.ndim > 2 else 1
+        if self.channels is not None and found != self.channels:
+            yield Problem(
+                'channels',
+                path,
+                f'is read with {found} channels, but the model takes {self.channels} '
+                '(model.data_preprocessor.mean, model.backbone.in_channels); does a transform '
+                'behind the loading add the others?',
+                warning=True,
+            )
 
     @staticmethod
     def _verify(what: str, path: str, steps: list) -> None:
@@ -180,6 +228,19 @@ class PairReader:
         except UnidentifiedImageError:
             # A format that Pillow does not know; the transforms have read it.
             pass
+
+
+def _unchanged(content: bytes) -> np.ndarray | None:
+    """An image with all bits and channels of its file; None where it has 8 bits for sure."""
+    # JPEG, BMP, GIF, WebP; the byte behind the sides of a PNG has its bits.
+    if content.startswith((b'\xff\xd8', b'BM', b'GIF', b'RIFF')):
+        return None
+    if content.startswith(b'\x89PNG') and content[24] <= 8:
+        return None
+    try:
+        return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:  # A format of another library.
+        return None
 
 
 def leaf_datasets(cfg: dict, key: str) -> Iterator[tuple[str, dict]]:
@@ -261,13 +322,14 @@ def labels_without_image(dataset) -> list[Problem]:
     ]
 
 
-def check_leaf(cfg: dict, key: str, nproc: int) -> Report:
+def check_leaf(cfg: dict, key: str, nproc: int, channels: int | None = None) -> Report:
     """Checks one data set.
 
     Args:
         cfg: its config.
         key: its place in the config, for messages.
         nproc: number of processes that read.
+        channels: of the images that the model takes; None where that is unknown.
     """
     cfg = dict(cfg)
     pipeline = cfg.pop('pipeline', [])
@@ -308,7 +370,9 @@ def check_leaf(cfg: dict, key: str, nproc: int) -> Report:
             Problem('pipeline', f'{key}.pipeline', 'no transform in it reads an image (Load...)')
         )
         return report
-    reader = PairReader(image_steps, label_steps, len(report.classes), report.ignore_index)
+    reader = PairReader(
+        image_steps, label_steps, len(report.classes), report.ignore_index, channels
+    )
     infos = [dataset.get_data_info(i) for i in range(len(dataset))]
     if nproc > 1:
         results = track_parallel_progress(reader, infos, nproc, chunksize=8)
@@ -436,6 +500,10 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    model = cfg.get('model') or {}
+    # A single mean is for any number of channels.
+    mean = (model.get('data_preprocessor') or {}).get('mean')
+    channels = None if mean is None else image_channels(model)
     reports: dict[str, Report] = {}
     seen: dict[str, str] = {}
     for split in splits:
@@ -451,7 +519,7 @@ def main(argv: list[str] | None = None) -> int:
                 continue
             seen[text] = name
             print(f'{name}: {leaf["type"]}')
-            reports[name] = check_leaf(leaf, key, args.nproc)
+            reports[name] = check_leaf(leaf, key, args.nproc, channels)
 
     print()
     if any(report.pairs for report in reports.values()):
@@ -461,16 +529,23 @@ def main(argv: list[str] | None = None) -> int:
         if report.pixels.any() and report.absent():
             print(f'warning: {name}: never occurs: {", ".join(report.absent())}')
     for name, report in reports.items():
-        print_problems(name, report.problems, args.max_errors)
-        errors += len(report.problems)
+        warned = [problem for problem in report.problems if problem.warning]
+        print_problems(f'warning: {name}', warned, args.max_errors)
+        wrong = [problem for problem in report.problems if not problem.warning]
+        print_problems(name, wrong, args.max_errors)
+        errors += len(wrong)
     heads = next(
         (
-            check_heads(cfg.get('model') or {}, report.classes, report.ignore_index)
+            check_heads(model, report.classes, report.ignore_index)
             for report in reports.values()
             if report.classes
         ),
         [],
     )
+    try:
+        check_channels(model)
+    except InputError as error:
+        heads.append(Problem('config', 'model.data_preprocessor.mean', str(error)))
     print_problems(args.config, heads, args.max_errors)
     errors += len(heads)
     pairs = sum(report.pairs for report in reports.values())

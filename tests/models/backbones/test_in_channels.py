@@ -114,6 +114,24 @@ def test_pretrained_for_others(name: str, form: str, tmp_path: Path) -> None:
         build(name, 12, init_cfg=init_cfg)
 
 
+def test_resnet_of_mmsegmentation_starts_at_random(tmp_path: Path) -> None:
+    """What docs/data.md says about backbones that are not of this package."""
+    resnet = dict(type='ResNetV1c', depth=18, norm_cfg=dict(type='BN'))
+    path, log = tmp_path / 'rgb.pth', tmp_path / 'log.txt'
+    rgb = MODELS.build(resnet)
+    torch.save(dict(state_dict=rgb.state_dict()), path)
+    logger = MMLogger.get_instance('resnet', log_file=str(log))
+    init_cfg = dict(type='Pretrained', checkpoint=str(path))
+    found = MODELS.build(dict(resnet, in_channels=4, init_cfg=init_cfg))
+    before = found.stem[0].weight.detach().clone()
+    found.init_weights()
+    assert torch.equal(found.stem[0].weight, before)
+    assert torch.equal(found.layer1[0].conv1.weight, rgb.layer1[0].conv1.weight)
+    for handler in logger.handlers:
+        handler.flush()
+    assert 'size mismatch for stem.0.weight' in log.read_text()
+
+
 @pytest.mark.parametrize('name', BACKBONES)
 def test_a_checkpoint_of_the_whole_model_does_not_change(name: str) -> None:
     """Only pretrained weights do: the weights of another config's model do not fit."""
