@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
-from mmseg.registry import DATASETS, HOOKS, MODELS
+from mmseg.registry import DATASETS, HOOKS, MODELS, TRANSFORMS
 
 import mmseg_fusion
 from mmseg_fusion import cli, compat
@@ -151,9 +151,9 @@ def test_python_compiles_and_configs_load(page: Path, tmp_path: Path) -> None:
 def test_named_types_are_registered(page: Path) -> None:
     for block in code_blocks(page, 'python'):
         for name in re.findall(r"type='(\w+)'", block):
-            if name.startswith(('My', 'SumFusion')):  # the reader's own
+            if name.startswith(('My', 'SumFusion', 'LoadTIFF')):  # the reader's own
                 continue
-            found = any(registry.get(name) for registry in (DATASETS, HOOKS, MODELS))
+            found = any(registry.get(name) for registry in (DATASETS, HOOKS, MODELS, TRANSFORMS))
             assert found, f'{page.name}: nothing is registered as {name}'
 
 
