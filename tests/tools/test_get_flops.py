@@ -162,9 +162,21 @@ def test_update_says_what_is_missing(
         (['--update', '{}', '--shape', '8'], 2, '--update takes the shapes'),
         (['{}', '--cfg-options', 'model.data_preprocessor.size=None'], 1, 'give --shape H W'),
         (
-            ['{}', '--shape', '1', '7', '--cfg-options', 'model.backbone.in_channels=4'],
+            ['{}', '--shape', '1', '7', '--cfg-options']
+            + [f'model.decode_head.{key}=5' for key in ('in_channels', 'channels')],
             1,
             '3 x 1 x 7',
+        ),
+        (
+            [
+                '{}',
+                '--cfg-options',
+                'model.backbone.in_channels=4',
+                'model.data_preprocessor.mean=[1.0,2.0,3.0]',
+                'model.data_preprocessor.std=[1.0,2.0,3.0]',
+            ],
+            1,
+            'mean has 3 values, one per channel of an image, but model.backbone.in_channels is 4',
         ),
         (['nopackage::a/b.py'], 1, 'nopackage'),
         (['mmseg_fusion::a/b.py'], 1, 'does not exist'),
@@ -184,3 +196,11 @@ def test_bad_input(
     except SystemExit as error:
         found = error.code
     assert (found, message in capsys.readouterr().err) == (status, True)
+
+
+def test_channels_of_the_backbone_where_nothing_is_normalized(
+    tool: ModuleType, folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = str(folder / 'small.py')
+    assert tool.main([config, '--cfg-options', 'model.backbone.in_channels=4']) == 0
+    assert 'input       4 x 8 x 12 (channels x height x width)' in capsys.readouterr().out
