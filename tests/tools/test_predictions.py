@@ -13,7 +13,7 @@ from mmseg.registry import MODELS
 
 from mmseg_fusion.datasets.fusion_shapes import draw_scene
 
-from .running import TOOLS, load_tool, run, small_config
+from .running import TOOLS, load_tool, run, run_again, small_config
 
 TOOL = TOOLS / 'analysis_tools' / 'predictions.py'
 
@@ -44,7 +44,7 @@ def test_draws_and_says_what_each_model_has_right(tmp_path):
         assert float(share) == pytest.approx(100 * (label[label != 255] == 3).mean(), abs=0.06)
     assert len(shares) == 2
 
-    wrong = run(TOOL, config, 'a.pth', '--out', 'x.jpg', cwd=tmp_path, check=False)
+    wrong = run_again(TOOL, config, 'a.pth', '--out', 'x.jpg', cwd=tmp_path, check=False)
     assert 'expected a file name in .png' in wrong.stderr
 
 

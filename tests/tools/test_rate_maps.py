@@ -14,7 +14,7 @@ import torch
 from mmengine.config import Config
 from mmseg.registry import MODELS
 
-from tests.tools.running import TOOLS, run, small_config
+from tests.tools.running import TOOLS, run, run_again, small_config
 
 TOOL = TOOLS / 'analysis_tools' / 'rate_maps.py'
 
@@ -66,7 +66,8 @@ def test_draws_aspp_beside_ksac(pair: tuple[Path, Path], tmp_path: Path) -> None
 
 
 def test_model_without_a_pyramid(tmp_path: Path) -> None:
-    done = run(TOOL, small_config(tmp_path), 'none', '--device', 'cpu', cwd=tmp_path, check=False)
+    words = [small_config(tmp_path), 'none', '--device', 'cpu']
+    done = run_again(TOOL, *words, cwd=tmp_path, check=False)
     assert done.returncode == 1
     assert 'no pyramid of atrous convolutions' in done.stderr
     assert "'KSACHead'" in done.stderr

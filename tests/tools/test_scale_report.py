@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import csv
-import subprocess
-import sys
 
-TOOL = 'tools/analysis_tools/scale_report.py'
+from .running import TOOLS, run, run_again
 
-
-def call(root, *arguments):
-    return subprocess.run(
-        [sys.executable, TOOL, *map(str, arguments)], cwd=root, capture_output=True, text=True
-    )
+TOOL = TOOLS / 'analysis_tools' / 'scale_report.py'
 
 
 def test_on_camvid(repo_root, camvid_root, tmp_path):
@@ -22,9 +16,9 @@ def test_on_camvid(repo_root, camvid_root, tmp_path):
         'model.data_preprocessor.size=(64,64)',
     ]
     config = 'configs/camvid/upernet_r18_scale-eq_1xb16-4k_camvid-360x480.py'
-    done = call(
-        repo_root, config, '--num-images', 8, '--batch-size', 4, '--device', 'cpu',
-        '--out-dir', tmp_path, '--cfg-options', *options,
+    done = run_again(
+        TOOL, config, '--num-images', 8, '--batch-size', 4, '--device', 'cpu',
+        '--out-dir', tmp_path, '--cfg-options', *options, cwd=repo_root, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert 'decode_head.fpn_bottleneck.conv' in done.stdout
@@ -36,9 +30,10 @@ def test_on_camvid(repo_root, camvid_root, tmp_path):
 
 def test_missing_images(repo_root, tmp_path):
     config = 'configs/camvid/upernet_r18_1xb16-4k_camvid-360x480.py'
-    done = call(
-        repo_root, config, '--out-dir', tmp_path,
+    done = run(
+        TOOL, config, '--out-dir', tmp_path,
         '--cfg-options', f'train_dataloader.dataset.data_root={tmp_path / "nowhere"}',
+        cwd=repo_root, check=False,
     )  # fmt: skip
     assert done.returncode == 1
     assert 'data_root' in done.stderr
@@ -46,6 +41,6 @@ def test_missing_images(repo_root, tmp_path):
 
 
 def test_missing_config(repo_root):
-    done = call(repo_root, 'configs/camvid/upernet_r19.py')
+    done = run_again(TOOL, 'configs/camvid/upernet_r19.py', cwd=repo_root, check=False)
     assert done.returncode == 1
     assert 'is not a file' in done.stderr
