@@ -8,6 +8,7 @@ says: one that somebody else put there or edited since is left alone without ``-
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import hashlib
 import io
@@ -44,6 +45,24 @@ def _digest(path: Path) -> str:
         for block in iter(lambda: file.read(1 << 20), b''):
             digest.update(block)
     return digest.hexdigest()
+
+
+def what_it_is(path: Path) -> str | None:
+    """What a file seems to be that is not what it was taken for; None where nothing is known."""
+    with path.open('rb') as file:
+        start = file.read(512)
+    if not start:
+        return 'the file is empty'
+    if start.startswith(b'version https://git-lfs'):
+        return 'it is a pointer of Git LFS (git lfs pull brings the file itself)'
+    if start.lstrip()[:14].lower().startswith((b'<!doctype html', b'<html')):
+        return 'it is a web page'
+    if all(byte in b'\t\n\r\f' or byte >= 32 for byte in start) and b'\x7f' not in start:
+        # A letter of several bytes may be cut at the end.
+        with contextlib.suppress(UnicodeDecodeError):
+            codecs.getincrementaldecoder('utf-8')().decode(start)
+            return 'it is a text file'
+    return None
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ FLOORS = (
     ('version', 'errors'),
     ('files', 'channels'),
     ('compat', 'cli'),
-    ('fusions', 'checkpoints'),
+    ('fusions', 'checkpoints', 'images'),
     ('models.layers', 'models.backbones', 'datasets'),
     ('models.necks', 'models.losses'),
     ('models.decode_heads',),

@@ -19,6 +19,7 @@ from mmengine.utils import track_iter_progress
 from PIL import Image, UnidentifiedImageError
 
 from mmseg_fusion.errors import InputError
+from mmseg_fusion.images import fault
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 MASK_SUFFIXES = (*IMAGE_SUFFIXES, '.gif')
@@ -371,13 +372,13 @@ def open_mask(path: Path) -> Image.Image:
     Raises:
         ValueError: it cannot be read, or holds neither ids nor colours.
     """
+    reason = fault(path)
+    if reason is not None:
+        raise ValueError(f'cannot be read as an image: {reason}')
     try:
         mask = Image.open(path)
-        mask.load()
     except UnidentifiedImageError as error:
         raise ValueError('cannot be read as an image') from error
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f'cannot be read: {error}') from error
     if 'A' in mask.getbands():
         clear = sum(mask.getchannel('A').histogram()[:255])
         if clear:
@@ -410,6 +411,9 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         ValueError: it cannot be read.
     """
+    reason = fault(path)
+    if reason is not None:
+        raise ValueError(f'cannot be read as an image: {reason}')
     try:
         with Image.open(path) as image:
             # Turned as its camera was held (EXIF), which the loading transform follows.
@@ -420,8 +424,6 @@ def image_size(path: Path) -> tuple[int, int]:
         if image is None:
             raise ValueError('cannot be read as an image') from None
         return image.shape[1::-1]
-    except OSError as error:
-        raise ValueError(f'cannot be read: {error}') from error
 
 
 def read_mask(pair: Pair, by_colour: bool, listed: bool) -> MaskContent:

@@ -42,7 +42,8 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Patch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.runner import Runner
+
+from mmseg_fusion.engine.runner import CheckedRunner
 
 CONFIG = ROOT / 'configs/fusion_shapes/upernet_r18_scale-eq_1xb4-1k_fusion-shapes-128x128.py'
 #: The least that the final mIoU has to be, in units of the best constant prediction's.
@@ -222,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
     cfg.work_dir = str(args.work_dir)
     cfg.setdefault('randomness', dict(seed=0))
 
-    runner = Runner.from_cfg(cfg)
+    runner = CheckedRunner.from_cfg(cfg)
     runner.train()
     outputs.note(*written)
     trained = time.perf_counter() - start

@@ -53,6 +53,7 @@ from mmseg_fusion.analysis.layer_features import (
     last_head,
     load_segmentor,
 )
+from mmseg_fusion.images import read_sample
 
 SUMMARY = 'pseudo_labels.json'
 #: Every label carries how it was made under this key of its PNG file.
@@ -416,9 +417,9 @@ def label_folder(
         return
     for name in track_iter_progress(missing):
         try:
-            data = labeller.load(dict(img_path=str(images / name)))
-        except Exception as error:  # every decoder has exceptions of its own
-            run.problems[name] = f'cannot be read ({type(error).__name__}: {error})'
+            data = read_sample(labeller.load, dict(img_path=str(images / name)))
+        except InputError as error:
+            run.problems[name] = str(error).removeprefix(f'{images / name}: ')
             continue
         try:
             label, predicted = labeller.label(data)

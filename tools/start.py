@@ -882,7 +882,7 @@ def main(argv: list[str] | None = None) -> int:
     if problems:
         more = len(problems) - 2 * SHOWN
         raise InputError(
-            f'{len(problems)} of {len(contents)} pairs cannot be used:\n'
+            f'{len(problems)} of {len(contents)} pairs cannot be used; mend or remove them:\n'
             + '\n'.join(f'  {problem}' for problem in problems[: 2 * SHOWN])
             + (f'\n  and {more} more' if more > 0 else '')
         )

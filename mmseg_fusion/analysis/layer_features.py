@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ..checkpoints import fit, read_checkpoint
 from ..cli import check_checkpoint, check_config, read_config
 from ..errors import InputError
+from ..images import FILES, read_sample
 
 Side = Literal['input', 'output']
 
@@ -491,18 +492,20 @@ class ImageSet(torch.utils.data.Dataset):
 
     def files(self) -> list[str]:
         """Images and labels that are read; none of a data set that draws its images."""
-        infos = self._infos or self._source
-        read = infos.__getitem__ if self._infos else infos.get_data_info
-        found = [read(index) for index in self.indices]
-        keys = ('img_path', 'seg_map_path')
-        return [str(info[key]) for info in found for key in keys if info.get(key)]
+        infos = [self._info(index) for index in self.indices]
+        return [str(info[key]) for info in infos for key in FILES if info.get(key)]
+
+    def _info(self, index: int) -> dict:
+        return self._infos[index] if self._infos else self._source.get_data_info(index)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, item: int) -> dict:
         index = self.indices[item]
-        return self._source(self._infos[index].copy()) if self._infos else self._source[index]
+        if self._infos:
+            return read_sample(self._source, self._infos[index])
+        return read_sample(lambda _: self._source[index], self._info(index))
 
 
 def _image_files(images: Sequence[str]) -> list[Path]:
@@ -515,7 +518,8 @@ def _image_files(images: Sequence[str]) -> list[Path]:
             pictures = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
             if not pictures:
                 raise InputError(
-                    f'--images {name!r}: the folder holds no image ({", ".join(IMAGE_SUFFIXES)})'
+                    f'--images {name!r}: the folder holds no image; expected files that end in '
+                    f'{", ".join(IMAGE_SUFFIXES)}'
                 )
             files += pictures
         else:

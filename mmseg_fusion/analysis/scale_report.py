@@ -30,6 +30,7 @@ from ..fusions import (
     select_fusions,
     split_batches,
 )
+from ..images import read_sample
 
 #: The three models that are compared, as they are called in table and chart.
 BEFORE, EXPLICIT, FOLDED = 'before', 'equalized', 'folded'
@@ -270,6 +271,7 @@ def model_and_batches(
     Raises:
         ValueError: fewer than two images are asked for.
         CheckpointError: the checkpoint cannot be read or is that of another model.
+        InputError: an image or label cannot be read.
     """
     from mmengine.dataset import pseudo_collate
     from mmengine.model import revert_sync_batchnorm
@@ -291,4 +293,8 @@ def model_and_batches(
     size = batch_size or max(2, cfg.train_dataloader.get('batch_size', 2))
     order = torch.randperm(len(dataset))[:num_images].tolist()
     chunks = split_batches(order, size)
-    return model.to(device), [pseudo_collate([dataset[i] for i in chunk]) for chunk in chunks]
+
+    def sample(index: int) -> dict:
+        return read_sample(lambda _: dataset[index], dataset.get_data_info(index))
+
+    return model.to(device), [pseudo_collate([sample(i) for i in chunk]) for chunk in chunks]

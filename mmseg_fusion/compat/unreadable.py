@@ -10,6 +10,8 @@ import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
 
+from ..files import what_it_is
+
 
 def why_not_loaded(name: str, error: Exception) -> str:
     """What is wrong with the checkpoint ``name``, whose reading ended in ``error``."""
@@ -49,19 +51,7 @@ def _looks_like(path: Path) -> str | None:
     if not path.is_file():
         return None
     with path.open('rb') as file:
-        start = file.read(512)
-    if not start:
-        return 'the file is empty'
-    if start.startswith(b'version https://git-lfs'):
-        return 'it is a pointer of Git LFS (git lfs pull brings the file itself)'
-    if start.lstrip()[:14].lower().startswith((b'<!doctype html', b'<html')):
-        return 'it is a web page'
-    if start.startswith(b'PK') and not zipfile.is_zipfile(path):
+        zipped = file.read(2) == b'PK'
+    if zipped and not zipfile.is_zipfile(path):
         return f'it is truncated: {path.stat().st_size:,} bytes that begin like a checkpoint'
-    if all(byte in b'\t\n\r\f' or byte >= 32 for byte in start) and b'\x7f' not in start:
-        try:
-            start.decode()
-        except UnicodeDecodeError:
-            return None
-        return 'it is a text file'
-    return None
+    return what_it_is(path)

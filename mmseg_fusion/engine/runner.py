@@ -10,11 +10,13 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..checkpoints import check_finite, fit, last_intact, weights_of
 from ..cli import check_checkpoint
 from ..errors import CheckpointError, InputError
 from ..fusions import is_single_value, single_value_layer
+from ..images import explain_reading
 
 
 class CheckedRunner(Runner):
@@ -26,6 +28,9 @@ class CheckedRunner(Runner):
     yet. ``resume='CHECKPOINT'`` names another one. A checkpoint that cannot be read, as the last
     one after a full disk, is passed over for the one before, with a warning.
 
+    An image or label that cannot be read stops the run with the name of the file and what is wrong
+    with it.
+
     A checkpoint that lacks weights which the model tests with, or that has some that are not
     finite, is an error where mmengine goes on with random ones.
     """
@@ -34,6 +39,13 @@ class CheckedRunner(Runner):
     testing = False
     #: Whether a test takes a checkpoint that lacks weights of the model.
     allow_missing = False
+
+    @staticmethod
+    def build_dataloader(*args: Any, **kwargs: Any) -> DataLoader:
+        """As mmengine's; its data set says which file it could not read."""
+        loader = Runner.build_dataloader(*args, **kwargs)
+        explain_reading(loader.dataset)
+        return loader
 
     def train(self) -> nn.Module:
         """As mmengine's; a label that is no class of the model, and too small a batch, say so.

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import http.server
+import json
 import logging
+import re
 import runpy
 import shutil
 import sys
@@ -318,6 +320,178 @@ def test_configs(files, capsys, monkeypatch, tmp_path, tool, kind):
     assert OTHERWISE.get((tool, kind), BAD_CONFIGS[kind]) in found
 
 
+# --- images ----------------------------------------------------------------------------------
+
+#: Every tool that takes images as files or folders: the config that fits and the arguments.
+WITH_IMAGES = {
+    'analysis_tools/attention_conflicts.py': (
+        'danet', '{config} {checkpoint} --device cpu --images {image}'
+    ),
+    'analysis_tools/class_dependency.py': (
+        'plain', '{config} {checkpoint} --device cpu --classes-from predictions --images {image}'
+    ),
+    'analysis_tools/feature_umap.py': (
+        'plain',
+        '{config} {checkpoint} --device cpu --embedding pca --images {image} --ann-dir {labels}',
+    ),
+    'analysis_tools/gate_maps.py': ('gff', '{config} {checkpoint} {image} --device cpu'),
+    'analysis_tools/pixel_relation.py': (
+        'plain', '{config} {checkpoint} --device cpu --images {image}'
+    ),
+    'analysis_tools/rate_maps.py': ('ksac', '{config} {checkpoint} --device cpu --images {image}'),
+    'pseudo_labels.py': ('plain', '{config} {checkpoint} {images} {out} --device cpu'),
+    'start.py': ('plain', '{images} {labels} --out {out}'),
+    'dataset_converters/camvid.py': ('plain', '{camvid} -o {out}'),
+    'dataset_converters/coco_voc.py': ('plain', '{coco} {images} {out} --min-pixels 1'),
+}  # fmt: skip
+#: Every tool that takes the images, and labels, of the config's data set.
+WITH_DATA_SET = {
+    **{
+        f'analysis_tools/{tool}.py': (config, '{config} {checkpoint} --device cpu')
+        for tool, config in (
+            ('attention_conflicts', 'danet'),
+            ('class_dependency', 'plain'),
+            ('gate_maps', 'gff'),
+            ('pixel_relation', 'plain'),
+            ('predictions', 'plain'),
+            ('rate_maps', 'ksac'),
+        )
+    },
+    'analysis_tools/feature_umap.py': (
+        'plain', '{config} {checkpoint} --device cpu --embedding pca'
+    ),
+    'analysis_tools/scale_report.py': ('plain', '{config} --num-images 2'),
+    'analysis_tools/check_dataset.py': ('plain', '{config}'),
+    'demo.py': ('plain', '--config {config} --work-dir {out} --iters 3'),
+    **LAUNCHED,
+}  # fmt: skip
+#: What a file may be that is to be an image, and words of the message beside its path.
+BAD_IMAGES = {
+    'text': ('it is a text file',),
+    'truncated': ('it is truncated',),
+    'empty': ('the file is empty',),
+    'missing': ('no such file', 'is neither', 'no images in', 'no image '),
+    'folder': ('it is a folder', 'holds no image', 'no images in', 'no image '),
+}
+#: One of these says what to do; the list of check_dataset.py is what it is asked for.
+REMEDIES = ('Replace the file', 'expected', 'looked for', 'neither', 'mend ')
+
+
+def make_bad(path: Path, kind: str) -> None:
+    """Makes a file that is no image out of one that is."""
+    whole = path.read_bytes()
+    path.unlink()
+    if kind == 'folder':
+        path.mkdir()
+    elif kind != 'missing':
+        content = dict(text=b'No image.\n' * 9, truncated=whole[: len(whole) // 2], empty=b'')
+        path.write_bytes(content[kind])
+
+
+def data_of(folder: Path) -> dict[str, Path]:
+    """Images with labels in all forms that the tools take."""
+    found = dict(images=folder / 'images', labels=folder / 'labels', camvid=folder / 'CamVid')
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    found['image'], found['label'] = found['images'] / 'a.png', found['labels'] / 'a.png'
+    pairs = [(found['image'], found['label'])]
+    for split in ('train', 'val', 'test'):
+        pairs.append(tuple(found['camvid'] / f'{split}{kind}' / 'a.png' for kind in ('', 'annot')))
+    for image, label in pairs:
+        for path, content in ((image, pixels), (label, pixels[..., 0] % 8)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), content)
+    (folder / 'list.txt').write_text('a\na\n')
+    found['coco'] = folder / 'instances.json'
+    polygon = [[0, 0, 60, 0, 60, 60, 0, 60]]
+    instances = dict(
+        images=[dict(id=1, file_name='a.png', height=64, width=64)],
+        categories=[dict(id=1, name='person')],
+        annotations=[dict(image_id=1, category_id=1, segmentation=polygon)],
+    )
+    found['coco'].write_text(json.dumps(instances))
+    return found
+
+
+def with_data_set(config: Path, folder: Path, workers: int = 0) -> Path:
+    """A config whose data sets are that of :func:`data_of`."""
+    path = folder / 'with_data_set.py'
+    classes, palette = [str(i) for i in range(8)], [[i, i, i] for i in range(8)]
+    path.write_text(
+        f'_base_ = {str(config)!r}\n'
+        "data_set = dict(_delete_=True, type='BaseSegDataset', ann_file='list.txt',\n"
+        f"    data_root={str(folder)!r}, img_suffix='.png', seg_map_suffix='.png',\n"
+        "    data_prefix=dict(img_path='images', seg_map_path='labels'),\n"
+        f'    metainfo=dict(classes={classes}, palette={palette}),\n'
+        "    pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'),\n"
+        "        dict(type='PackSegInputs')])\n"
+        f'train_dataloader = dict(num_workers={workers}, dataset=data_set)\n'
+        f'val_dataloader = dict(num_workers={workers}, dataset=data_set)\n'
+        f'test_dataloader = dict(num_workers={workers}, dataset=data_set)\n'
+    )
+    return path
+
+
+def check_complaint(found: str, path: Path, kind: str, tool: str) -> None:
+    """The message names the file, what is wrong with it and what to do, and nothing else."""
+    named = path if kind != 'folder' or str(path) in found else path.parent
+    assert str(named) in found
+    assert any(words in found for words in BAD_IMAGES[kind]), found
+    assert any(words in found for words in REMEDIES) or 'check_dataset' in tool, found
+
+
+@pytest.mark.parametrize('kind', BAD_IMAGES)
+@pytest.mark.parametrize('tool', WITH_IMAGES)
+def test_images(files, capsys, monkeypatch, tmp_path, tool, kind):
+    monkeypatch.chdir(tmp_path)
+    config, arguments = WITH_IMAGES[tool]
+    data = data_of(tmp_path)
+    bad = data['camvid'] / 'train' / 'a.png' if 'camvid' in tool else data['image']
+    make_bad(bad, kind)
+    words = filled(
+        arguments, {**files, **data, 'out': tmp_path / 'out'}, config=files[config],
+        checkpoint=files[f'{config}_checkpoint'],
+    )  # fmt: skip
+    found = complaint(tool, words, capsys)
+    if tool in ('pseudo_labels.py', 'start.py') and kind in ('missing', 'folder'):
+        bad = bad.parent
+    check_complaint(found, bad, kind, tool)
+
+
+@pytest.mark.parametrize(
+    ('what', 'kind'), [*(('image', kind) for kind in BAD_IMAGES), ('label', 'text')]
+)
+@pytest.mark.parametrize('tool', WITH_DATA_SET)
+def test_images_of_a_data_set(files, capsys, monkeypatch, tmp_path, tool, what, kind):
+    monkeypatch.chdir(tmp_path)
+    config, arguments = WITH_DATA_SET[tool]
+    data = data_of(tmp_path)
+    make_bad(data[what], kind)
+    config_file = with_data_set(files[config], tmp_path)
+    words = filled(
+        arguments, {**files, 'out': tmp_path / 'out'}, config=config_file,
+        checkpoint=files[f'{config}_checkpoint'],
+    )  # fmt: skip
+    check_complaint(complaint(tool, words, capsys), data[what], kind, tool)
+
+
+@pytest.mark.parametrize(
+    ('tool', 'options'),
+    [('train.py', ''), ('test.py', ''), ('analysis_tools/class_dependency.py', '--num-workers 1')],
+)
+def test_images_read_in_another_process(files, capsys, monkeypatch, tmp_path, tool, options):
+    """The traceback of a data loader's process is not printed: complaint() looks for it."""
+    monkeypatch.chdir(tmp_path)
+    config, arguments = WITH_DATA_SET[tool]
+    data = data_of(tmp_path)
+    make_bad(data['image'], 'truncated')
+    words = filled(
+        f'{arguments} {options}', {**files, 'out': tmp_path / 'out'},
+        config=with_data_set(files[config], tmp_path, workers=1),
+        checkpoint=files[f'{config}_checkpoint'],
+    )  # fmt: skip
+    check_complaint(complaint(tool, words, capsys), data['image'], 'truncated', tool)
+
+
 # --- numbers and folders ---------------------------------------------------------------------
 
 #: A tool, its arguments and words of the message.
@@ -409,7 +583,12 @@ def test_every_tool_stands_in_a_table():
     tools = {str(p.relative_to(TOOLS)) for p in TOOLS.rglob('*.py') if not p.name.startswith('_')}
     tables = {*WITH_CHECKPOINT, *WITH_CONFIG, *(tool for tool, _, _ in ROWS)}
     assert tables == tools
+    assert {*WITH_IMAGES, *WITH_DATA_SET} <= tools
     for tool in tools:
         source = (TOOLS / tool).read_text()
         if "'checkpoint'" in source or "'--checkpoint'" in source or 'add_models(' in source:
             assert tool in WITH_CHECKPOINT, tool
+        if re.search(r"add_argument\(\s*'(--)?images'", source):
+            assert tool in WITH_IMAGES, tool
+        if re.search(r'ImageSet\(|model_and_batches|Runner\.from_cfg|run_installed_tool', source):
+            assert tool in WITH_DATA_SET, tool

@@ -637,7 +637,7 @@ REFUSED = {
         lambda f: [Image.fromarray(NOISE).save(p) for p in (f / 'masks').iterdir()],
         'ids',
         '',
-        f'5 of 5 pairs cannot be used:\n  {{folder}}/masks/0.png: holds '
+        f'5 of 5 pairs cannot be used; mend or remove them:\n  {{folder}}/masks/0.png: holds '
         f'{len(np.unique(NOISE.reshape(-1, 3), axis=0))} colours: it is a photograph',
     ),
     'grey photographs': (

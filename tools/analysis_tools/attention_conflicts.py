@@ -34,8 +34,6 @@ from mmseg_fusion.cli import (  # isort: skip
     read_config,
 )
 
-import mmcv
-import mmengine.fileio as fileio
 import numpy as np
 import torch
 from mmengine.config import Config, DictAction
@@ -56,6 +54,7 @@ from mmseg_fusion.analysis.attention_conflicts import (
 )
 from mmseg_fusion.analysis.layer_features import load_segmentor
 from mmseg_fusion.checkpoints import read_checkpoint
+from mmseg_fusion.images import read_image, read_sample
 
 SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
 
@@ -137,7 +136,7 @@ def from_files(files: list[tuple[Path, Path | None]], cfg: Config) -> Iterator[d
         info = dict(img_path=str(image), seg_fields=[], reduce_zero_label=reduce)
         if label is not None:
             info.update(seg_map_path=str(label), label_map=label_map)
-        yield pipeline(info)
+        yield read_sample(pipeline, info)
 
 
 def val_set(cfg: Config):
@@ -208,7 +207,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         dataset = val_set(cfg)
         metainfo, number = dataset.metainfo, min(args.num_images, len(dataset))
         indices = np.linspace(0, len(dataset) - 1, number).round().astype(int)
-        samples: Iterator[dict] = (dataset[int(i)] for i in indices)
+        samples: Iterator[dict] = (
+            read_sample(lambda _, i=i: dataset[i], dataset.get_data_info(i))
+            for i in indices.tolist()
+        )
     else:
         metainfo, number = DATASETS.get(cfg.val_dataloader.dataset.type).METAINFO, len(files)
         metainfo = {**metainfo, **(meta.get('dataset_meta') or {})}
@@ -229,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         image_name = Path(data_sample.img_path).name
         outputs.add_inputs([data_sample.img_path, data_sample.get('seg_map_path')])
         rows.append({'image': image_name, 'pixels': counts.pixels, **counts.shares()})
-        image = mmcv.imfrombytes(fileio.get(data_sample.img_path), channel_order='rgb')
+        image = read_image(data_sample.img_path)
         kept.append(Example(image_name, image, answers, truth, counts))
         kept = sorted(kept, key=lambda example: -example.rank)[: args.rows]
         bar.update()

@@ -42,6 +42,7 @@ from prettytable import PrettyTable
 
 from mmseg_fusion.channels import check_channels, image_channels
 from mmseg_fusion.errors import InputError
+from mmseg_fusion.images import fault
 
 SPLITS = ('train', 'val', 'test')
 #: What a user can do about an image of more than 8 bits, of which mmcv keeps 8.
@@ -181,9 +182,13 @@ class PairReader:
         except FileNotFoundError:
             problems.append(Problem(f'missing {what}', path, 'no such file'))
         except Exception as error:  # whatever a decoder raises is the finding
-            detail = _reason(error)
-            if str(path).lower().endswith(('.tif', '.tiff')):
-                detail += '; OpenCV reads a TIFF of up to 4 channels: docs/data.md has a transform'
+            detail = fault(path)
+            if detail is None:
+                detail = _reason(error)
+                if str(path).lower().endswith(('.tif', '.tiff')):
+                    detail += (
+                        '; OpenCV reads a TIFF of up to 4 channels: docs/data.md has a transform'
+                    )
             problems.append(Problem(f'unreadable {what}', path, detail))
         else:
             return True

@@ -60,6 +60,7 @@ from mmseg_fusion.analysis.layer_features import (
     data_info,
     load_segmentor,
 )
+from mmseg_fusion.images import read_sample
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -120,13 +121,14 @@ def with_labels(
     built = [TRANSFORMS.build(dict(step)) for step in (dict(type='LoadAnnotations'), *steps)]
     read = [step for step in built if isinstance(step, LoadAnnotations)][-1]
     for batch, file in zip(loader, files):
-        annotation = read(
+        annotation = read_sample(
+            read,
             dict(
                 seg_map_path=file,
                 label_map=info.label_map,
                 reduce_zero_label=info.reduce_zero_label,
                 seg_fields=[],
-            )
+            ),
         )
         data = torch.from_numpy(annotation['gt_seg_map'].astype('int64'))[None]
         batch['data_samples'][0].gt_sem_seg = PixelData(data=data)

@@ -30,6 +30,7 @@ from mmengine.utils import track_parallel_progress, track_progress
 from PIL import Image
 
 from mmseg_fusion.errors import InputError
+from mmseg_fusion.images import check_image, read_image
 
 #: Split and the number of images that the published split has.
 SPLITS = {'train': 367, 'val': 101, 'test': 233}
@@ -119,13 +120,12 @@ def convert_pair(
         What is wrong with the pair, with its path, or None. A wrong pair is not written.
     """
     image_path, label_path = pair[1:]
-    image = cv2.imread(str(image_path))
-    if image is None:
-        return f'{image_path}: cannot be read as an image'
     try:
-        label = np.array(Image.open(label_path))
-    except OSError as error:
-        return f'{label_path}: cannot be read as an image ({error})'
+        image = read_image(image_path)[..., ::-1]
+        check_image(label_path, 'a label')
+    except InputError as error:
+        return str(error)
+    label = np.array(Image.open(label_path))
     if label.ndim != 2:
         return (
             f'{label_path}: expected one channel of class ids, but got shape {label.shape}; '
@@ -177,7 +177,10 @@ def main(argv: list[str] | None = None) -> int:
         problems += [result for result in results if result is not None]
         print()
     if problems:
-        print(f'{len(problems)} problems, what they name was not converted:', file=sys.stderr)
+        print(
+            f'{len(problems)} problems; what they name was not converted, mend it and run again:',
+            file=sys.stderr,
+        )
         for problem in problems:
             print(f'  {problem}', file=sys.stderr)
         return 1

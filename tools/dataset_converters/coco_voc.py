@@ -35,6 +35,7 @@ from mmengine.utils import track_parallel_progress, track_progress
 from PIL import Image, PngImagePlugin
 
 from mmseg_fusion.errors import InputError
+from mmseg_fusion.images import check_image
 
 #: COCO's name of each of VOC's classes, in VOC's order; the first has the id 1.
 VOC_OF_COCO = {
@@ -262,10 +263,11 @@ def convert(
     if counts[1:].sum() <= min_pixels:
         return None
     try:
-        with Image.open(source) as opened:
-            size = opened.size
-    except (OSError, ValueError) as error:
-        return f'{source}: cannot be read as an image ({type(error).__name__}: {error})'
+        check_image(source)
+    except InputError as error:
+        return str(error)
+    with Image.open(source) as opened:
+        size = opened.size
     if size != label.shape[::-1]:
         return (
             f'{source}: is {size[1]} x {size[0]} (height x width), but its annotations are for '
@@ -356,7 +358,10 @@ def main(argv: list[str] | None = None) -> int:
         f'more than {args.min_pixels} pixels of them: labels written to {args.out}'
     )
     if problems:
-        print(f'{len(problems)} problems, what they name was not converted:', file=sys.stderr)
+        print(
+            f'{len(problems)} problems; what they name was not converted, mend it and run again:',
+            file=sys.stderr,
+        )
         for problem in problems:
             print(f'  {problem}', file=sys.stderr)
         return 1
