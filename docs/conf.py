@@ -17,7 +17,7 @@ copyright = author
 release = version = mmseg_fusion.__version__
 
 extensions = [
-    'myst_parser',
+    'myst_nb',  # myst_parser, and notebooks
     'sphinx.ext.autodoc',
     'sphinx.ext.autosummary',
     'sphinx.ext.mathjax',
@@ -31,6 +31,8 @@ templates_path = ['_templates']
 
 myst_enable_extensions = ['dollarmath', 'colon_fence']
 myst_heading_anchors = 3
+# A notebook is shown as it was stored; a test runs it.
+nb_execution_mode = 'off'
 
 # One page per module, made when the docs are built.
 autosummary_generate = True
