@@ -451,12 +451,13 @@ def read_mask(pair: Pair, by_colour: bool, listed: bool) -> MaskContent:
             content.stored = file.mode in ('L', 'P')
         if by_colour:
             mask = mask.convert('RGB')
-        colours = mask.getcolors(1 << 16 if listed else MAX_VALUES)
+        most = 1 << 16
+        colours = mask.getcolors(most)
         if colours is None or (len(colours) > MAX_VALUES and not listed):
-            colours = mask.getcolors(width * height)
+            number = f'more than {most}' if colours is None else len(colours)
             what = 'colours' if mask.mode == 'RGB' else 'values'
             raise ValueError(
-                f'holds {len(colours)} {what}: it is a photograph, or a mask whose colours were '
+                f'holds {number} {what}: it is a photograph, or a mask whose colours were '
                 'mixed by JPEG or by resizing. Give masks of one value per class'
                 + ('' if listed else f'; above {MAX_VALUES} in one file list them with --colors')
             )
@@ -493,7 +494,7 @@ def to_ids(path: Path, ids: dict[Value, int], by_colour: bool) -> np.ndarray:
     """
     mask = open_mask(path)
     if by_colour:
-        pixels = np.asarray(mask.convert('RGB')).astype(np.int64)
+        pixels = np.asarray(mask.convert('RGB')).astype(np.int32)
         codes = pixels @ (1 << 16, 1 << 8, 1)
         table = {(r << 16) + (g << 8) + b: i for (r, g, b), i in ids.items()}
     else:

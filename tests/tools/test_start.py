@@ -571,6 +571,7 @@ def many_values(folder: Path) -> None:
         Image.fromarray(colour.reshape(*SIZE, 3)).save(path)
 
 
+LARGE = np.random.default_rng(1).integers(0, 256, (300, 300, 3), np.uint8)
 NOISE = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
 STRANGE = coloured(truth(2))
 STRANGE[10, 10:13] = (1, 2, 3)
@@ -639,6 +640,15 @@ REFUSED = {
         '',
         f'5 of 5 pairs cannot be used; mend or remove them:\n  {{folder}}/masks/0.png: holds '
         f'{len(np.unique(NOISE.reshape(-1, 3), axis=0))} colours: it is a photograph',
+    ),
+    'a large photograph': (
+        lambda f: [
+            Image.fromarray(LARGE).save(f / folder / '0.png')
+            for folder in ('images', 'masks')
+        ],
+        'ids',
+        '',
+        '{folder}/masks/0.png: holds more than 65536 colours',
     ),
     'grey photographs': (
         lambda f: [Image.fromarray(NOISE[..., 0]).save(p) for p in (f / 'masks').iterdir()],
