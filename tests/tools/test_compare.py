@@ -17,7 +17,7 @@ import pytest
 
 from mmseg_fusion.analysis.comparison import BEGIN, END
 
-from .running import TOOLS, environment, run, small_config
+from .running import TOOLS, environment, run, run_again, small_config
 
 TOOL = TOOLS / 'compare.py'
 
@@ -77,7 +77,8 @@ def test_compare_trains_tests_and_prints_one_table(compared):
     assert narrow['parameters'] < wide['parameters']
     # What tools/test.py says of the same checkpoint.
     work = compared / 'work' / 'wide' / 'seed-0'
-    said = run(TOOLS / 'test.py', work / 'config.py', work / 'iter_6.pth', cwd=compared).stdout
+    arguments = [work / 'config.py', work / 'iter_6.pth']
+    said = run_again(TOOLS / 'test.py', *arguments, cwd=compared).stdout
     assert re.search(rf'mIoU: {wide["mIoU"]:.2f}\d*\b', said)
     lines = (compared / 'printed.txt').read_text().splitlines()
     # The fork of mmengine says a line of its own first.
@@ -109,7 +110,8 @@ def test_finished_runs_are_taken_from_the_record(compared, tmp_path):
     record = tmp_path / 'record.json'
     before = (compared / 'work' / 'results.json').read_text()
     record.write_text(before)
-    found = run(TOOL, *names, '--seeds', 0, '--title', 'Width', '--results', record, cwd=tmp_path)
+    options = ['--seeds', 0, '--title', 'Width', '--results', record]
+    found = run_again(TOOL, *names, *options, cwd=tmp_path)
     assert record.read_text() == before
     assert found.stdout == (compared / 'printed.txt').read_text()
     assert not (tmp_path / 'work_dirs').exists()
@@ -117,11 +119,12 @@ def test_finished_runs_are_taken_from_the_record(compared, tmp_path):
     (tmp_path / 'other.md').write_text(f'a\n{BEGIN}\n{END}\nb\n')
     made = ['--write', 'page.md', '--insert', 'other.md']
     for _ in range(2):
-        run(TOOL, '--from', 'record.json', *made, cwd=tmp_path)
+        run_again(TOOL, '--from', 'record.json', *made, cwd=tmp_path)
     miou = f'{results(record)["wide", 0]["mIoU"]:.2f}'
     assert miou in (tmp_path / 'page.md').read_text()
     assert miou in (tmp_path / 'other.md').read_text()
-    found = run(TOOL, '--from', 'record.json', '--write', 'other.md', cwd=tmp_path, check=False)
+    refused = ['--from', 'record.json', '--write', 'other.md']
+    found = run_again(TOOL, *refused, cwd=tmp_path, check=False)
     assert found.returncode
     assert 'not made by this tool' in found.stderr
 
@@ -138,7 +141,7 @@ def test_a_changed_config_is_refused_with_the_difference(compared, tmp_path):
         ['--results', record],
         ['--work-dir', compared / 'work', '--results', 'new.json'],
     ):
-        found = run(TOOL, *names, '--seeds', 0, *where, cwd=tmp_path, check=False)
+        found = run_again(TOOL, *names, '--seeds', 0, *where, cwd=tmp_path, check=False)
         assert found.returncode
         assert 'wide has changed' in found.stderr
         assert 'optim_wrapper.optimizer.lr: 0.003 -> 0.5' in found.stderr
@@ -151,7 +154,7 @@ def test_one_failed_run_does_not_lose_the_others(compared, tmp_path):
     with (tmp_path / 'narrow.py').open('a') as file:
         file.write("train_dataloader['dataset']['type'] = 'NoSuchDataset'\n")
     command = [*names, '--seeds', 0, '--threads', 1, '--work-dir', 'work', '--title', 'Width']
-    found = run(TOOL, *command, cwd=tmp_path, check=False)
+    found = run_again(TOOL, *command, cwd=tmp_path, check=False)
     assert found.returncode
     assert '1 runs failed' in found.stderr
     assert 'narrow, seed 0' in found.stderr
@@ -203,7 +206,7 @@ def test_killed_in_the_middle_gives_the_same_table(compared, tmp_path, whole):
         assert not (folder / 'iter_6.pth').exists()
     assert not (folder / 'result.json').exists()
 
-    again = run(TOOL, *command, cwd=tmp_path)
+    again = run_again(TOOL, *command, cwd=tmp_path)
     expected = compared / 'work' / 'results.json'
     assert results(tmp_path / 'record.json') == {k: results(expected)[k] for k in results(expected)}
     without_times = [re.sub(r'\d+\.\d+ +\d+ MB', '', line) for line in again.stdout.splitlines()]
