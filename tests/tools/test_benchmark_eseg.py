@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 
-from .running import ROOT, TOOLS, load_tool, run
+from .running import ROOT, TOOLS, load_tool, run, run_again
 
 TOOL = TOOLS / 'analysis_tools' / 'benchmark_eseg.py'
 HEAD = ROOT / 'configs' / '_base_' / 'models' / 'eseg-lite-s.py'
@@ -123,7 +123,7 @@ def test_both_orders_are_the_equation(tool):
 
 def test_the_saving_as_a_user_runs_it(tool, tmp_path):
     options = ('--models', 'eseg-lite-s', '--head-saving', '--shape', 512, 768, '--json', 'o.json')
-    done = run(TOOL, *options, '--repeat', 2, '--device', 'cpu', cwd=tmp_path)
+    done = run_again(TOOL, *options, '--repeat', 2, '--device', 'cpu', cwd=tmp_path)
     titles = re.findall(r'^\| eseg-lite-s, 64 channels, (\w+) +\|', done.stdout, re.M)
     assert titles == ['sum', 'head']
     whole = json.loads((tmp_path / 'o.json').read_text())['results']

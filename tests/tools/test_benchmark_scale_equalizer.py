@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 
 import pytest
 
-TOOL = 'tools/analysis_tools/benchmark_scale_equalizer.py'
+from .running import TOOLS, run, run_again
+
+TOOL = TOOLS / 'analysis_tools' / 'benchmark_scale_equalizer.py'
 CONFIG = 'configs/fusion_shapes/upernet_r18_1xb4-1k_fusion-shapes-128x128.py'
-
-
-def call(root, *arguments):
-    command = [sys.executable, TOOL, *map(str, arguments)]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True)
 
 
 @pytest.mark.stack
 @pytest.mark.parametrize('part', ['model', 'head'])
 def test_four_variants(repo_root, part):
-    done = call(
-        repo_root, CONFIG, '--shape', 64, 64, '--batch-size', 2, '--repeat', 2, '--warmup', 1,
-        '--device', 'cpu', '--part', part,
+    start = run if part == 'model' else run_again
+    done = start(
+        TOOL, CONFIG, '--shape', 64, 64, '--batch-size', 2, '--repeat', 2, '--warmup', 1,
+        '--device', 'cpu', '--part', part, cwd=repo_root, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = re.findall(r'^\|\s+(.+?)\s+\|\s+([\d.]+)\s', done.stdout, re.M)
@@ -44,6 +40,7 @@ def test_head_without_fusion(repo_root, tmp_path):
     )
     base = str(repo_root / CONFIG)
     config.write_text(f'_base_ = {base!r}\nmodel = dict(decode_head={head!r})\n')
-    done = call(repo_root, config, '--shape', 64, 64, '--batch-size', 2, '--device', 'cpu')
+    options = ['--shape', 64, 64, '--batch-size', 2, '--device', 'cpu']
+    done = run_again(TOOL, config, *options, cwd=repo_root, check=False)
     assert done.returncode == 1
     assert 'FPNHead has no layer that takes concatenated features' in done.stderr

@@ -28,7 +28,7 @@ from torch import nn
 
 from mmseg_fusion.datasets.fusion_shapes import FusionShapesDataset, draw_scene
 
-from .running import TOOLS, run, small_config
+from .running import TOOLS, run, run_again, small_config
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 TOOL = TOOLS / 'pseudo_labels.py'
@@ -352,7 +352,7 @@ def test_goes_on_and_loses_nothing(small, images, tmp_path, label, complaint):
     whole = (images / 'a.png').read_bytes()
     broken.write_bytes(whole[:30])
     (images / 'notes.txt').write_text('no image')
-    done = run(TOOL, *small, images, out, '--device', 'cpu', cwd=tmp_path, check=False)
+    done = run_again(TOOL, *small, images, out, '--device', 'cpu', cwd=tmp_path, check=False)
     assert done.returncode == 1
     assert f'{broken}: cannot be read' in done.stderr
     assert 'Traceback' not in done.stderr
