@@ -47,7 +47,7 @@ PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
 test: $(TESTED)
 	$(PYTEST) $(ARGS)
 
-# For the loop while working: no test that starts a process, or goes through all configs.
+# For the loop while working: no tools, no method's configs, no backbones, nothing compiled.
 test-fast: $(TESTED)
 	$(PYTEST) --fast $(ARGS)
 

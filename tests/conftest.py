@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 
-#: What a file has in it whose tests start processes, or go through the configs of all methods.
+#: What a file has in it whose tests start programs, or go through the configs of all methods.
 LONG = re.compile(r'\bsubprocess\b|\bmultiprocessing\b|from \.files import')
 
 
@@ -40,7 +40,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         '--fast',
         action='store_true',
-        help='leave out the files whose tests start processes or go through all configs',
+        help='leave out the tests that start programs, go through all configs, compile a model '
+        'or are of a backbone',
     )
 
 
@@ -48,11 +49,19 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     # Not even imported: the files about the configs read all of them to name their tests.
     if not config.getoption('fast', False) or collection_path.suffix != '.py':
         return None
-    in_tools = ROOT / 'tests' / 'tools' in collection_path.parents
-    return in_tools or bool(LONG.search(collection_path.read_text(encoding='utf-8'))) or None
+    folders = {ROOT / 'tests' / 'tools', ROOT / 'tests' / 'models' / 'backbones'}
+    return (
+        bool(folders & {*collection_path.parents})
+        or bool(LONG.search(collection_path.read_text(encoding='utf-8')))
+        or None
+    )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption('fast', False):
+        compiled = [item for item in items if 'compiles' in item.name]
+        config.hook.pytest_deselected(items=compiled)
+        items[:] = [item for item in items if item not in compiled]
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason='marked gpu: torch sees no CUDA device')
