@@ -24,12 +24,10 @@ if TYPE_CHECKING:
 __all__ = [
     'CONFIGS',
     'Outputs',
-    'add_models',
     'add_overwrite',
     'check_at_least',
     'check_checkpoint',
     'check_config',
-    'check_models',
     'config_files',
     'exits_on_input_error',
     'installed_tool',
@@ -217,34 +215,6 @@ def exits_on_input_error(main: Callable) -> Callable:
             raise SystemExit(str(error)) from error
 
     return run
-
-
-def add_models(parser: argparse.ArgumentParser, models: str, layer: str) -> None:
-    """Adds what every tool takes that looks into several models: pairs, names and layers.
-
-    Args:
-        parser: of the tool; :func:`check_models` is to look at what it parsed.
-        models: help on the pairs.
-        layer: help on ``--layer``.
-    """
-    parser.add_argument('models', nargs='+', metavar='CONFIG CHECKPOINT', help=models)
-    parser.add_argument('--names', nargs='+', help='of the models; default: those of the configs')
-    parser.add_argument('--layer', nargs='+', default=['auto'], metavar='NAME', help=layer)
-
-
-def check_models(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Stops the program where pairs, names and layers do not match; a single layer is for all."""
-    if len(args.models) % 2:
-        parser.error(
-            'expected pairs of CONFIG CHECKPOINT (none for the initial weights), got '
-            f'{len(args.models)}: {" ".join(args.models)}'
-        )
-    pairs = len(args.models) // 2
-    if args.names and len(args.names) != pairs:
-        parser.error(f'--names: expected {pairs}, one per model, got {len(args.names)}')
-    if len(args.layer) not in (1, pairs):
-        parser.error(f'--layer: expected 1 or {pairs}, one per model, got {len(args.layer)}')
-    args.layer *= pairs if len(args.layer) == 1 else 1
 
 
 def check_at_least(parser: argparse.ArgumentParser, args: argparse.Namespace, **least: int) -> None:

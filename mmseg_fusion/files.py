@@ -10,10 +10,11 @@ from __future__ import annotations
 import argparse
 import codecs
 import contextlib
+import csv
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -120,15 +121,22 @@ class Outputs:
         self.tool = tool
         self.overwrite = overwrite
         self._inputs: dict[tuple[int, int], str] = {}
+        self._announced: list[str | Path] = []
         self._written: set[Path] = set()
         self.add_inputs(inputs)
 
     def add_inputs(self, paths: Iterable[str | Path | None]) -> None:
-        """Names further files that the tool reads."""
+        """Names further files that the tool reads.
+
+        Raises:
+            InputError: one is a file that :meth:`check` was told of.
+        """
         for path in paths:
             identity = None if path is None else _identity(path)
             if identity is not None:
                 self._inputs.setdefault(identity, str(path))
+        for path in self._announced:
+            self._target(path)
 
     def check(self, *paths: str | Path | None) -> None:
         """Stops before the work where a file could not be written after it.
@@ -153,6 +161,7 @@ class Outputs:
             seen[target] = str(path)
             self._check_folder(target, path)
             self._check_content(target, path)
+            self._announced.append(path)
 
     def _target(self, path: str | Path) -> Path:
         """Where a path leads: a link stays, and the file behind it is written."""
@@ -245,6 +254,14 @@ class Outputs:
         """As :meth:`path`, a file to write bytes to."""
         with self._beside(path, '') as temporary, temporary.open('wb') as file:
             yield file
+
+    def write_rows(self, path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
+        """Writes a CSV file; the keys of the first row are its head."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        self.write(path, text.getvalue())
 
     def save(self, path: str | Path, checkpoint: dict) -> None:
         """Writes a checkpoint."""

@@ -173,9 +173,6 @@ def options_of(tool: str) -> set[str]:
         source = Path(installed_tool(called.group(1)).__file__).read_text(encoding='utf-8')
         # What this package adds.
         source += inspect.getsource(cli._with_our_options)
-    if 'add_models(' in source:
-        # The options of every tool that takes several models stand in one place.
-        source += inspect.getsource(cli.add_models)
     # What is imported from a module beside the tool.
     for module in re.findall(r'^(?:import|from) (_[a-z]\w*)', source, re.MULTILINE):
         source += (ROOT / tool).with_name(f'{module}.py').read_text(encoding='utf-8')

@@ -6,7 +6,6 @@ Shared by the pictures that look at the last features, :mod:`.class_dependency` 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import difflib
 import inspect
@@ -25,7 +24,6 @@ from mmseg.registry import DATASETS, MODELS, TRANSFORMS
 from torch import Tensor, nn
 
 from ..checkpoints import fit, read_checkpoint
-from ..cli import check_checkpoint, check_config, read_config
 from ..errors import InputError
 from ..images import FILES, read_sample
 
@@ -417,6 +415,7 @@ class ImageSet(torch.utils.data.Dataset):
         ann_dir: folder of the labels of ``images``.
         num_samples: how many, evenly over the whole set; None for all.
         indices: which ones instead, by their number.
+        labels: files of the labels of ``images``, one for each, instead of ``ann_dir``.
 
     Raises:
         InputError: a file or folder is missing, or a number is out of range.
@@ -430,16 +429,22 @@ class ImageSet(torch.utils.data.Dataset):
         ann_dir: str | None = None,
         num_samples: int | None = None,
         indices: Sequence[int] | None = None,
+        labels: Sequence[str] | None = None,
     ) -> None:
         self.info = data_info(cfg, split)
         settings = _dataset(cfg, split)
         self._infos: list[dict] = []
         if images:
-            self._infos = self._of_files(_image_files(images), ann_dir)
-            leaf = _leaf(settings)
-            steps = [TRANSFORMS.build(dict(step)) for step in leaf.get('pipeline', ())]
-            if ann_dir is None:
-                steps = [step for step in steps if not isinstance(step, LoadAnnotations)]
+            files = image_files(images)
+            if ann_dir is not None:
+                labels = [self._label_of(path, ann_dir) for path in files]
+            self._infos = self._of_files(files, labels)
+            steps = [TRANSFORMS.build(dict(step)) for step in _leaf(settings).get('pipeline', ())]
+            reads = [isinstance(step, LoadAnnotations) for step in steps]
+            if labels is None:
+                steps = [step for step, annotates in zip(steps, reads) if not annotates]
+            elif not any(reads):
+                steps.insert(len(steps) - 1, TRANSFORMS.build(dict(type='LoadAnnotations')))
             self._source = Compose(steps)
             total = len(self._infos)
         else:
@@ -466,28 +471,35 @@ class ImageSet(torch.utils.data.Dataset):
             count = total if num_samples is None else min(num_samples, total)
             self.indices = [i * total // count for i in range(count)]
 
-    def _of_files(self, files: list[Path], ann_dir: str | None) -> list[dict]:
-        infos = []
-        for path in files:
-            info = dict(
+    def _label_of(self, path: Path, ann_dir: str) -> str:
+        img_suffix, seg_suffix = self.info.suffixes
+        stem = path.stem
+        if path.name.endswith(img_suffix):
+            stem = path.name[: len(path.name) - len(img_suffix)]
+        label = Path(ann_dir) / f'{stem}{seg_suffix}'
+        if not label.is_file():
+            raise InputError(
+                f'{path} has no label: {label} is not a file (--ann-dir, and '
+                f"seg_map_suffix={seg_suffix!r} of the config's data set)"
+            )
+        return str(label)
+
+    def _of_files(self, files: list[Path], labels: Sequence[str] | None) -> list[dict]:
+        if labels is not None and len(labels) != len(files):
+            raise InputError(
+                f'--label: expected a label per image, {len(files)}, got {len(labels)}'
+            )
+        infos = [
+            dict(
                 img_path=str(path),
                 label_map=self.info.label_map,
                 reduce_zero_label=self.info.reduce_zero_label,
                 seg_fields=[],
             )
-            if ann_dir is not None:
-                img_suffix, seg_suffix = self.info.suffixes
-                stem = path.stem
-                if path.name.endswith(img_suffix):
-                    stem = path.name[: len(path.name) - len(img_suffix)]
-                label = Path(ann_dir) / f'{stem}{seg_suffix}'
-                if not label.is_file():
-                    raise InputError(
-                        f'{path} has no label: {label} is not a file (--ann-dir, and '
-                        f"seg_map_suffix={seg_suffix!r} of the config's data set)"
-                    )
-                info['seg_map_path'] = str(label)
-            infos.append(info)
+            for path in files
+        ]
+        for info, label in zip(infos, labels or ()):
+            info['seg_map_path'] = str(label)
         return infos
 
     def files(self) -> list[str]:
@@ -508,7 +520,12 @@ class ImageSet(torch.utils.data.Dataset):
         return read_sample(lambda _: self._source[index], self._info(index))
 
 
-def _image_files(images: Sequence[str]) -> list[Path]:
+def image_files(images: Sequence[str]) -> list[Path]:
+    """Image files, and those in folders, in order.
+
+    Raises:
+        InputError: there is no such file or folder, or no image in a folder.
+    """
     files: list[Path] = []
     for name in images:
         path = Path(name)
@@ -606,46 +623,6 @@ def check_classes(path: str, label: np.ndarray, num_classes: int) -> None:
             f'the label of {path} holds class {wrong[0]}, but there are {num_classes} classes; '
             'check num_classes of the head, and reduce_zero_label of the data set'
         )
-
-
-@dataclass
-class Observed:
-    """Models that are looked into side by side, an entry for each in every list."""
-
-    cfgs: list[Config]
-    names: list[str]
-    infos: list[DataInfo]
-    models: list[nn.Module]
-    #: What is hooked, as :func:`find_layer` gives it.
-    layers: list[str]
-
-
-def load_observed(args: argparse.Namespace, device: str = 'cpu') -> Observed:
-    """What the arguments of :func:`mmseg_fusion.cli.add_models` name.
-
-    Args:
-        args: with ``models``, ``names``, ``layer``, ``cfg_options`` and ``split``.
-        device: where the models are put.
-
-    Raises:
-        SystemExit: a config or checkpoint is not there.
-        InputError: a checkpoint or layer does not fit, or the models have different classes.
-    """
-    configs, checkpoints = args.models[::2], args.models[1::2]
-    for config, checkpoint in zip(configs, checkpoints):
-        check_config(config)
-        if checkpoint != 'none':
-            check_checkpoint(checkpoint)
-    cfgs = [read_config(config, args.cfg_options) for config in configs]
-    names = args.names or model_names(configs, checkpoints)
-    infos = [data_info(cfg, args.split) for cfg in cfgs]
-    models = [
-        load_segmentor(cfg, None if checkpoint == 'none' else checkpoint, device)
-        for cfg, checkpoint in zip(cfgs, checkpoints)
-    ]
-    check_alike(names, infos, models)
-    layers = [find_layer(model, layer) for model, layer in zip(models, args.layer)]
-    return Observed(cfgs, names, infos, models, layers)
 
 
 def check_same_images(names: Sequence[str], sets: Sequence[ImageSet], split: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
@@ -18,9 +17,10 @@ from mmengine.runner import save_checkpoint
 from mmseg.registry import DATASETS, MODELS
 from PIL import Image
 
+from mmseg_fusion.analysis.layer_features import ImageSet, image_files
 from mmseg_fusion.datasets.fusion_shapes import FusionShapesDataset, draw_scene
 
-from .running import ROOT, TOOLS, run
+from .running import ROOT, TOOLS, load_tool, run
 
 TOOL = TOOLS / 'analysis_tools' / 'attention_conflicts.py'
 COUNT = 4
@@ -64,10 +64,7 @@ def parallel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope='module')
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location('attention_conflicts', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool(TOOL)
 
 
 @pytest.mark.stack
@@ -129,7 +126,7 @@ def test_files_give_the_numbers_of_the_data_set(
     assert '1 images, 4096 pixels' in said
     assert 'lost' not in said
 
-    with pytest.raises(SystemExit, match='neither a file nor a folder'):
+    with pytest.raises(SystemExit, match='neither an image file nor a folder'):
         tool.main([*common, str(tmp_path / 'd'), '--images', str(tmp_path / 'none.png')])
     (tmp_path / 'labels' / '000002.png').unlink()
     with pytest.raises(SystemExit, match=r'no label for 1 of 4 images, .* 000002\.png'):
@@ -171,8 +168,9 @@ def test_labels_are_read_as_the_data_set_reads_them(tool: ModuleType, tmp_path: 
             **more,
         )
         cfg = Config(dict(val_dataloader=dict(dataset=data)))
-        files = tool.given_files([str(tmp_path / 'img')], str(tmp_path / 'ann'))
-        (found,) = tool.from_files(files, cfg)
+        files = image_files([str(tmp_path / 'img')])
+        labels = tool.labels_of(files, str(tmp_path / 'ann'))
+        found = ImageSet(cfg, images=files, labels=labels)[0]
         expected = DATASETS.build(cfg.val_dataloader.dataset)[0]['data_samples'].gt_sem_seg.data
         assert torch.equal(found['data_samples'].gt_sem_seg.data, expected)
         assert expected.unique().numel() > 1
@@ -195,8 +193,8 @@ def test_wrong_input(tool: ModuleType, parallel: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['--rows', '0'], '--rows is at least 1, got 0'),
-        (['--num-images', '-1'], '--num-images is at least 1, got -1'),
+        (['--rows', '0'], '--rows must be at least 1, got 0'),
+        (['--num-images', '-1'], '--num-images must be at least 1, got -1'),
         (['--labels', 'somewhere'], '--labels belongs to --images'),
     ],
 )
@@ -217,5 +215,5 @@ def test_missing_images(tool: ModuleType, tmp_path: Path) -> None:
     )
     model = MODELS.build(Config.fromfile(config).model)
     save_checkpoint(dict(state_dict=model.state_dict()), str(tmp_path / 'a.pth'))
-    with pytest.raises(SystemExit, match=r'dataset\.data_root=FOLDER, or give --images'):
+    with pytest.raises(SystemExit, match=r'data_root=FOLDER, or name images with --images'):
         tool.main([str(config), str(tmp_path / 'a.pth')])

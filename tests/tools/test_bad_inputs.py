@@ -532,7 +532,7 @@ ROWS = [
     (
         'analysis_tools/attention_conflicts.py',
         '{danet} {danet_checkpoint} --num-images -1',
-        '--num-images is at least 1, got -1',
+        '--num-images must be at least 1, got -1',
     ),
     ('analysis_tools/benchmark.py', '{plain} --batch-size -1', 'at least 1, got -1'),
     ('analysis_tools/benchmark.py', '{plain} --repeat 0', 'at least 1, got 0'),
@@ -588,9 +588,9 @@ def test_every_tool_stands_in_a_table():
     assert {*WITH_IMAGES, *WITH_DATA_SET} <= tools
     for tool in tools:
         source = (TOOLS / tool).read_text()
-        if "'checkpoint'" in source or "'--checkpoint'" in source or 'add_models(' in source:
+        if "'checkpoint'" in source or "'--checkpoint'" in source or '.add_model' in source:
             assert tool in WITH_CHECKPOINT, tool
-        if re.search(r"add_argument\(\s*'(--)?images'", source):
+        if re.search(r"add_argument\(\s*'(--)?images'|add_images\((?!.*files=False)", source):
             assert tool in WITH_IMAGES, tool
-        if re.search(r'ImageSet\(|model_and_batches|Runner\.from_cfg|run_installed_tool', source):
+        if re.search(r'image_sets\(|model_and_batches|Runner\.from_cfg|run_installed_tool', source):
             assert tool in WITH_DATA_SET, tool

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS
 from PIL import Image
 
-from .running import TOOLS, run, small_config
+from .running import TOOLS, load_tool, run, small_config
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 TOOL = TOOLS / 'analysis_tools' / 'class_dependency.py'
@@ -38,17 +36,10 @@ def config_and_checkpoint(folder: Path) -> tuple[Path, Path]:
     return config, folder / 'small.pth'
 
 
-def imported(tool: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(tool.stem, tool)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def complaint(tool: Path, arguments: list[str], capsys) -> str:
     """What the tool says when it stops, without a process of its own."""
     with pytest.raises(SystemExit) as stopped:
-        imported(tool).main(arguments)
+        load_tool(tool).main(arguments)
     # argparse stops with 2 after printing.
     return capsys.readouterr().err if stopped.value.code == 2 else stopped.value.code
 

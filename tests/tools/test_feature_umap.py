@@ -12,8 +12,8 @@ from PIL import Image
 
 from mmseg_fusion.datasets import FusionShapesDataset
 
-from .running import TOOLS, run
-from .test_class_dependency import complaint, config_and_checkpoint, imported
+from .running import TOOLS, load_tool, run
+from .test_class_dependency import complaint, config_and_checkpoint
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 TOOL = TOOLS / 'analysis_tools' / 'feature_umap.py'
@@ -53,7 +53,7 @@ def test_classes_pixels_and_seed(small, tmp_path):
     def saved(*arguments):
         options = ['--embedding', 'pca', '--device', 'cpu']
         files = ['--out', tmp_path / 'a.png', '--json', tmp_path / 'a.json']
-        imported(TOOL).main([*map(str, [*small, *options, *files, *arguments])])
+        load_tool(TOOL).main([*map(str, [*small, *options, *files, *arguments])])
         return json.loads((tmp_path / 'a.json').read_text())
 
     classes = FusionShapesDataset.METAINFO['classes']
@@ -85,7 +85,7 @@ def test_absent_classes_are_named(small, tmp_path, capsys):
     Image.fromarray(random.integers(0, 2, (64, 64)).astype(np.uint8)).save(labels / 'a.png')
     options = ['--images', folder, '--ann-dir', labels, '--embedding', 'pca', '--device', 'cpu']
     arguments = [*map(str, [*small, *options, '--out', tmp_path / 'a.svg'])]
-    imported(TOOL).main([*arguments, '--classes', '0', '1', '5'])
+    load_tool(TOOL).main([*arguments, '--classes', '0', '1', '5'])
     words = capsys.readouterr().out
     assert f'absent: {FusionShapesDataset.METAINFO["classes"][5]}' in words
     assert (tmp_path / 'a.svg').is_file()

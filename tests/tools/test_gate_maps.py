@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +14,7 @@ from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS
 
 from mmseg_fusion.datasets.fusion_shapes import draw_scene
-from tests.tools.running import TOOLS, run, small_config
+from tests.tools.running import TOOLS, load_tool, run, small_config
 
 TOOL = TOOLS / 'analysis_tools' / 'gate_maps.py'
 
@@ -72,10 +71,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope='module')
 def tool() -> ModuleType:
     """The tool in this process: what is wrong is found before anything is drawn."""
-    spec = importlib.util.spec_from_file_location('gate_maps_tool', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool(TOOL)
 
 
 def table(printed: str) -> list[list[str]]:

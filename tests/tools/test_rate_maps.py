@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +13,7 @@ import torch
 from mmengine.config import Config
 from mmseg.registry import MODELS
 
-from tests.tools.running import TOOLS, run, run_again, small_config
+from tests.tools.running import TOOLS, load_tool, run, run_again, small_config
 
 TOOL = TOOLS / 'analysis_tools' / 'rate_maps.py'
 
@@ -77,10 +76,7 @@ def test_model_without_a_pyramid(tmp_path: Path) -> None:
 @pytest.fixture(scope='module')
 def tool() -> ModuleType:
     """The tool in this process: what is wrong is found before anything is drawn."""
-    spec = importlib.util.spec_from_file_location('rate_maps_tool', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool(TOOL)
 
 
 def test_images_of_the_data_set(

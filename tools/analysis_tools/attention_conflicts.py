@@ -13,11 +13,8 @@ them was right; writes ``attention_conflicts.csv``, a row per image, and
 from __future__ import annotations
 
 import argparse
-import csv
-import inspect
-import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,22 +22,13 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import (  # isort: skip
-    Outputs,
-    add_overwrite,
-    check_checkpoint,
-    exits_on_input_error,
-    model_files,
-    read_config,
-)
+from mmseg_fusion.cli import exits_on_input_error, read_config  # isort: skip
 
 import numpy as np
-import torch
-from mmengine.config import Config, DictAction
-from mmengine.dataset import Compose, pseudo_collate
+from _pictures import PictureParser, image_sets, load  # beside this script
 from mmengine.registry import init_default_scope
-from mmengine.utils import ProgressBar
-from mmseg.registry import DATASETS, MODELS
+from mmengine.utils import track_iter_progress
+from mmseg.registry import MODELS
 from prettytable import PrettyTable
 
 from mmseg_fusion.analysis.attention_conflicts import (
@@ -52,107 +40,47 @@ from mmseg_fusion.analysis.attention_conflicts import (
     draw_conflicts,
     predict_branches,
 )
-from mmseg_fusion.analysis.layer_features import load_segmentor
-from mmseg_fusion.checkpoints import read_checkpoint
-from mmseg_fusion.images import read_image, read_sample
-
-SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
+from mmseg_fusion.analysis.layer_features import IMAGE_SUFFIXES, batches, image_files
+from mmseg_fusion.errors import InputError
+from mmseg_fusion.images import read_image
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('config', help='config with a dual attention head')
-    parser.add_argument('checkpoint', help='its trained weights')
+    parser = PictureParser('attention_conflicts', __doc__)
+    parser.add_model('config with a dual attention head')
     parser.add_argument('--images', nargs='+', help='files or folders; default: the val set')
     parser.add_argument('--labels', help='folder with a label of the same stem for every image')
     parser.add_argument('--num-images', type=int, default=32, help='evenly drawn from the val set')
     parser.add_argument('--rows', type=int, default=4, help='images in the picture')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument(
-        '--out-dir', type=Path, help='default: work_dirs/CONFIG/attention_conflicts'
-    )
-    add_overwrite(parser)
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
-    args = parser.parse_args(argv)
-    for name in ('num_images', 'rows'):
-        if getattr(args, name) < 1:
-            parser.error(f'--{name.replace("_", "-")} is at least 1, got {getattr(args, name)}')
+    parser.add_output()
+    args = parser.parse(argv, num_images=1, rows=1)
     if args.labels and not args.images:
         parser.error('--labels belongs to --images: the val set has its own labels')
+    args.split = 'val'
     return args
 
 
-def given_files(images: list[str], labels: str | None) -> list[tuple[Path, Path | None]]:
-    """Every image with its label.
+def labels_of(images: Sequence[Path], folder: str) -> list[str]:
+    """The label of every image.
 
     Args:
-        images: files and folders.
-        labels: folder with the labels, if any.
+        images: the files.
+        folder: with a label of the same stem for each, whatever its suffix.
 
     Raises:
-        SystemExit: something is not there.
+        InputError: a label or the folder is not there.
     """
-    paths: list[Path] = []
-    for given in map(Path, images):
-        if given.is_dir():
-            inside = sorted(p for p in given.iterdir() if p.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise SystemExit(f'no image in {given}; looked for {", ".join(sorted(SUFFIXES))}')
-            paths += inside
-        elif given.is_file():
-            paths.append(given)
-        else:
-            raise SystemExit(f'--images: {given} is neither a file nor a folder')
-    if labels is None:
-        return [(path, None) for path in paths]
-    if not Path(labels).is_dir():
-        raise SystemExit(f'--labels: {labels} is no folder')
-    by_stem = {p.stem: p for p in sorted(Path(labels).iterdir()) if p.suffix.lower() in SUFFIXES}
-    missing = [path.name for path in paths if path.stem not in by_stem]
+    if not Path(folder).is_dir():
+        raise InputError(f'--labels: {folder} is no folder: give that of the labels')
+    files = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    by_stem = {path.stem: str(path) for path in files}
+    missing = [path.name for path in images if path.stem not in by_stem]
     if missing:
-        raise SystemExit(
-            f'--labels: {labels} has no label for {len(missing)} of {len(paths)} images, the first '
-            f'is {missing[0]}; a label has the name of its image, up to the suffix'
+        raise InputError(
+            f'--labels: {folder} has no label for {len(missing)} of {len(images)} images, the '
+            f'first is {missing[0]}; a label has the name of its image, up to the suffix'
         )
-    return [(path, by_stem[path.stem]) for path in paths]
-
-
-def from_files(files: list[tuple[Path, Path | None]], cfg: Config) -> Iterator[dict]:
-    """The images through the pipeline of the val set."""
-    data = cfg.val_dataloader.dataset
-    kind = DATASETS.get(data.type)
-    steps = [s for s in data.pipeline if files[0][1] is not None or s.type != 'LoadAnnotations']
-    pipeline = Compose(steps)
-    # As the data set would say it, which may not be there.
-    reduce = data.get('reduce_zero_label')
-    if reduce is None:
-        parameter = inspect.signature(kind).parameters.get('reduce_zero_label')
-        reduce = False if parameter is None else parameter.default
-    for step in steps:
-        if step.get('reduce_zero_label') is not None:
-            reduce = step.reduce_zero_label
-    label_map = kind.get_label_map(data.get('metainfo', {}).get('classes'))
-    for image, label in files:
-        info = dict(img_path=str(image), seg_fields=[], reduce_zero_label=reduce)
-        if label is not None:
-            info.update(seg_map_path=str(label), label_map=label_map)
-        yield read_sample(pipeline, info)
-
-
-def val_set(cfg: Config):
-    """The validation set.
-
-    Raises:
-        SystemExit: its files are not there.
-    """
-    # Some data sets of mmseg assert that their folder exists.
-    try:
-        return DATASETS.build(cfg.val_dataloader.dataset)
-    except (AssertionError, FileNotFoundError) as error:
-        raise SystemExit(
-            f'{error}\nThe validation images of the config are not there; point it at them with '
-            '--cfg-options val_dataloader.dataset.data_root=FOLDER, or give --images'
-        ) from error
+    return [by_stem[path.stem] for path in images]
 
 
 def report(total: Conflicts, images: int) -> str:
@@ -182,70 +110,50 @@ def report(total: Conflicts, images: int) -> str:
 @exits_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    cfg = read_config(args.config, args.cfg_options, ['model.decode_head'])
-    check_checkpoint(args.checkpoint)
-    init_default_scope(cfg.get('default_scope', 'mmseg'))
-    files = given_files(args.images, args.labels) if args.images else None
-    name = Path(args.config).stem
-    out_dir = args.out_dir or Path('work_dirs') / name / 'attention_conflicts'
-    numbers, picture = (out_dir / f'attention_conflicts.{kind}' for kind in ('csv', 'png'))
-    inputs = model_files([args.config, args.checkpoint])
-    outputs = Outputs('attention_conflicts', inputs, args.overwrite)
-    outputs.add_inputs(path for pair in files or () for path in pair)
-    outputs.check(numbers, picture)
+    numbers, picture = (args.out_dir / f'attention_conflicts.{kind}' for kind in ('csv', 'png'))
+    args.outputs.check(numbers, picture)
     # The head first: a checkpoint that fits it is no help where the head has no branches.
+    cfg = read_config(args.config, args.cfg_options, ['model.decode_head'])
+    init_default_scope(cfg.get('default_scope', 'mmseg'))
     head = cfg.model.decode_head
     try:
         branches = branches_of(MODELS.build(head[-1] if isinstance(head, list) else head))
     except ValueError as error:
-        raise SystemExit(f'{args.config}: {error}') from error
-    model = load_segmentor(cfg, args.checkpoint, args.device)
-    meta = read_checkpoint(args.checkpoint).get('meta') or {}
-    ignore_index = model.decode_head.ignore_index
-
-    if files is None:
-        dataset = val_set(cfg)
-        metainfo, number = dataset.metainfo, min(args.num_images, len(dataset))
-        indices = np.linspace(0, len(dataset) - 1, number).round().astype(int)
-        samples: Iterator[dict] = (
-            read_sample(lambda _, i=i: dataset[i], dataset.get_data_info(i))
-            for i in indices.tolist()
-        )
-    else:
-        metainfo, number = DATASETS.get(cfg.val_dataloader.dataset.type).METAINFO, len(files)
-        metainfo = {**metainfo, **(meta.get('dataset_meta') or {})}
-        samples = from_files(files, cfg)
+        raise InputError(f'{args.config}: {error}') from error
+    seen = load(args, find=lambda *_: 'decode_head')
+    (name,), (info,), (model,) = seen.names, seen.infos, seen.models
+    files = image_files(args.images or ())
+    (images,) = image_sets(
+        args, seen, images=files, labels=labels_of(files, args.labels) if args.labels else None
+    )
+    if not files:
+        last, number = len(images) - 1, min(args.num_images, len(images))
+        images.indices = np.linspace(0, last, number).round().astype(int).tolist()
 
     total, rows, kept = Conflicts(), [], []
-    bar = ProgressBar(number)
-    for sample in samples:
-        data_sample = sample['data_samples']
-        label = data_sample.get('gt_sem_seg')
+    loader = batches(images)
+    for batch in track_iter_progress((iter(loader), len(loader))):
+        (sample,) = batch['data_samples']
+        label = sample.get('gt_sem_seg')
         truth = None if label is None else label.data[0].numpy()
-        (answers,) = predict_branches(model, pseudo_collate([sample]))
+        (answers,) = predict_branches(model, batch)
         try:
-            counts = compare(answers, truth, ignore_index)
+            counts = compare(answers, truth, info.ignore_index)
         except ValueError as error:
-            raise SystemExit(f'{data_sample.img_path}: {error}') from error
+            raise InputError(f'{sample.img_path}: {error}') from error
         total = total + counts
-        image_name = Path(data_sample.img_path).name
-        outputs.add_inputs([data_sample.img_path, data_sample.get('seg_map_path')])
-        rows.append({'image': image_name, 'pixels': counts.pixels, **counts.shares()})
-        image = read_image(data_sample.img_path)
-        kept.append(Example(image_name, image, answers, truth, counts))
+        image = Path(sample.img_path).name
+        rows.append({'image': image, 'pixels': counts.pixels, **counts.shares()})
+        kept.append(Example(image, read_image(sample.img_path), answers, truth, counts))
         kept = sorted(kept, key=lambda example: -example.rank)[: args.rows]
-        bar.update()
 
-    print('\n' + report(total, number))
+    print('\n' + report(total, len(images)))
     if len(branches) == 1:
         print(f'(sequential: {next(iter(branches))} is compared with the prediction behind it)')
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    outputs.write(numbers, text.getvalue())
-    with outputs.path(picture) as file:
-        draw_conflicts(kept, metainfo, file, name, ignore_index)
+    args.outputs.write_rows(numbers, rows)
+    metainfo = dict(classes=info.classes, palette=info.palette)
+    with args.outputs.path(picture) as file:
+        draw_conflicts(kept, metainfo, file, name, info.ignore_index)
     print(f'{numbers}\n{picture}')
 
 

@@ -20,19 +20,9 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import (  # isort: skip
-    Outputs,
-    add_models,
-    add_overwrite,
-    check_at_least,
-    check_models,
-    exits_on_input_error,
-    model_files,
-)
+from mmseg_fusion.cli import exits_on_input_error  # isort: skip
 
-import torch
-from mmengine.config import DictAction
-from mmengine.logging import MMLogger
+from _pictures import PictureParser, image_sets, load, say_layers  # beside this script
 from mmengine.utils import track_iter_progress
 from prettytable import PrettyTable
 
@@ -47,24 +37,17 @@ from mmseg_fusion.analysis.class_dependency import (
     save_dependency,
     strongest_pairs,
 )
-from mmseg_fusion.analysis.layer_features import (
-    ImageSet,
-    InputError,
-    batches,
-    check_same_images,
-    load_observed,
-)
+from mmseg_fusion.analysis.layer_features import batches
+from mmseg_fusion.errors import InputError
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    add_models(
-        parser,
-        models='any MMSegmentation config and its checkpoint, or none for the initial weights; '
-        'several pairs are drawn side by side',
-        layer='layer whose feature or weight it is, one for all models or one for each; default: '
-        'auto, the classifier of the last decode head',
-    )
+    parser = PictureParser('class_dependency', __doc__, allow_abbrev=False)
+    parser.add_models()
+    parser.add_side()
+    parser.add_images(None)
+    parser.add_workers()
+    parser.add_output()
     parser.add_argument(
         '--of',
         choices=('centers', 'weights'),
@@ -72,55 +55,31 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="class centres of the features, or the classifier's weight; default: centers",
     )
     parser.add_argument(
-        '--side',
-        choices=('input', 'output'),
-        default='input',
-        help='whether the feature is what the layer takes or gives; default: input',
-    )
-    parser.add_argument(
         '--similarity',
         choices=tuple(SIMILARITY_NAMES),
         default='softmax',
         help='default: softmax, as equation 4.4',
     )
-    parser.add_argument('--split', choices=('val', 'test'), default='val', help='default: val')
-    parser.add_argument(
-        '--images', nargs='+', default=[], help='image files or folders, not the data set'
-    )
-    parser.add_argument('--ann-dir', help='folder of the labels of --images')
     parser.add_argument(
         '--classes-from',
         choices=('labels', 'predictions'),
         default='labels',
         help="a pixel's class: its label or each model's own prediction; default: labels",
     )
-    parser.add_argument('--num-samples', type=int, help='images, evenly over the set; default: all')
-    parser.add_argument('--num-workers', type=int, default=0, help='processes that read images')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--matrix', type=Path, help='also write the numbers: FILE.npz or FILE.json')
     parser.add_argument('--title', default='', help='of the picture')
-    parser.add_argument('--out-dir', type=Path, help='default: work_dirs/CONFIG/class_dependency')
-    add_overwrite(parser)
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
-    args = parser.parse_args(argv)
-    check_models(parser, args)
-    check_at_least(parser, args, num_samples=1, num_workers=0)
-    if args.ann_dir and not args.images:
-        parser.error('--ann-dir belongs to --images: give both')
+    args = parser.parse(argv)
     if args.matrix and args.matrix.suffix not in ('.npz', '.json'):
         parser.error(f'--matrix: expected a file name in .npz or .json, got {args.matrix}')
     return args
 
 
-def measure(
-    args: argparse.Namespace, outputs: Outputs
-) -> tuple[list[Dependency], tuple[str, ...], str]:
+def measure(args: argparse.Namespace) -> tuple[list[Dependency], tuple[str, ...], str]:
     """The map of every model, the class names, and what they were taken over."""
-    seen = load_observed(args)
+    seen = load(args, device='cpu')
     names, infos, models, layers = seen.names, seen.infos, seen.models, seen.layers
     classes = infos[0].classes
-    for name, layer in zip(names, layers):
-        print(f'{name}: {"weight" if args.of == "weights" else args.side} of {layer}')
+    say_layers(seen, 'weight' if args.of == 'weights' else args.side)
     maps = []
     if args.of == 'weights':
         for name, model, layer in zip(names, models, layers):
@@ -132,12 +91,7 @@ def measure(
                 )
             maps.append(Dependency(name, tokens, dependency_matrix(tokens, args.similarity)))
         return maps, classes, 'class tokens'
-    sets = [
-        ImageSet(cfg, args.split, args.images, args.ann_dir, args.num_samples) for cfg in seen.cfgs
-    ]
-    check_same_images(names, sets, args.split)
-    for images in sets:
-        outputs.add_inputs(images.files())
+    sets = image_sets(args, seen)
     for name, model, images, info, layer in zip(names, models, sets, infos, layers):
         model.to(args.device)
         loader = batches(images, args.num_workers)
@@ -188,13 +142,10 @@ def report(maps: list[Dependency], classes: tuple[str, ...], similarity: str) ->
 @exits_on_input_error
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    # init_weights would log a line per parameter.
-    MMLogger.get_instance('class_dependency', log_level='WARNING')
-    out_dir = args.out_dir or Path('work_dirs') / Path(args.models[0]).stem / 'class_dependency'
-    picture = out_dir / 'class_dependency.png'
-    outputs = Outputs('class_dependency', model_files(args.models), args.overwrite)
+    outputs = args.outputs
+    picture = args.out_dir / 'class_dependency.png'
     outputs.check(picture, args.matrix)
-    maps, classes, what = measure(args, outputs)
+    maps, classes, what = measure(args)
     report(maps, classes, args.similarity)
     title = args.title or f'Class dependency, {what}'
     with outputs.path(picture) as file:

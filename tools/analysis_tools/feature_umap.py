@@ -20,19 +20,9 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import (  # isort: skip
-    Outputs,
-    add_models,
-    add_overwrite,
-    check_at_least,
-    check_models,
-    exits_on_input_error,
-    model_files,
-)
+from mmseg_fusion.cli import exits_on_input_error  # isort: skip
 
-import torch
-from mmengine.config import DictAction
-from mmengine.logging import MMLogger
+from _pictures import PictureParser, image_sets, load, say_layers  # beside this script
 from mmengine.utils import track_iter_progress
 from prettytable import PrettyTable
 
@@ -49,33 +39,16 @@ from mmseg_fusion.analysis.feature_umap import (
     save_embeddings,
     umap_embedding,
 )
-from mmseg_fusion.analysis.layer_features import (
-    DataInfo,
-    ImageSet,
-    batches,
-    check_same_images,
-    load_observed,
-    observe,
-)
-
-PICTURES = ('.png', '.pdf', '.svg')
+from mmseg_fusion.analysis.layer_features import DataInfo, batches, observe
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_models(
-        parser,
-        models='any MMSegmentation config and its checkpoint, or none for the initial weights; '
-        'several pairs are drawn side by side',
-        layer='layer whose feature it is, one for all models or one for each; default: auto, the '
-        'classifier of the last decode head',
-    )
-    parser.add_argument(
-        '--side',
-        choices=('input', 'output'),
-        default='input',
-        help='whether the feature is what the layer takes or gives; default: input',
-    )
+    parser = PictureParser('feature_umap', __doc__)
+    parser.add_models()
+    parser.add_side()
+    parser.add_images(100)
+    parser.add_workers()
+    parser.add_output('feature_umap/feature_{embedding}.png', ('.png', '.pdf', '.svg'))
     parser.add_argument(
         '--classes',
         nargs='+',
@@ -101,41 +74,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--min-dist', type=float, default=0.1, help='min_dist of UMAP, 0 to 1; default: 0.1'
     )
     parser.add_argument('--seed', type=int, default=0, help='of pixels and UMAP; default: 0')
-    parser.add_argument('--split', choices=('val', 'test'), default='val', help='default: val')
-    parser.add_argument(
-        '--images', nargs='+', default=[], help='image files or folders, not the data set'
-    )
-    parser.add_argument('--ann-dir', help='folder of the labels of --images')
-    parser.add_argument(
-        '--num-samples',
-        type=int,
-        help='images, evenly over the set; default: 100, or all --images',
-    )
-    parser.add_argument('--num-workers', type=int, default=0, help='processes that read images')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--json', type=Path, help='also write points, pixels and numbers: FILE')
     parser.add_argument('--title', default='', help='of the picture')
-    parser.add_argument(
-        '--out',
-        type=Path,
-        help=f'picture ({", ".join(PICTURES)}); default: '
-        'work_dirs/CONFIG/feature_umap/feature_EMBEDDING.png',
-    )
-    add_overwrite(parser)
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
-    args = parser.parse_args(argv)
-    check_models(parser, args)
-    check_at_least(
-        parser, args, pixels_per_class=1, num_neighbors=2, seed=0, num_samples=1, num_workers=0
-    )
+    args = parser.parse(argv, pixels_per_class=1, num_neighbors=2, seed=0)
     if not 0 <= args.min_dist <= 1:
         parser.error(f'--min-dist: expected a number from 0 to 1, got {args.min_dist}')
     if bool(args.ann_dir) != bool(args.images):
         parser.error('--images need labels, and --ann-dir says where they are: give both')
-    if args.out and args.out.suffix.lower() not in PICTURES:
-        parser.error(f'--out: expected a file name in {", ".join(PICTURES)}, got {args.out}')
-    if args.num_samples is None and not args.images:
-        args.num_samples = 100
     return args
 
 
@@ -157,21 +102,14 @@ def chosen_embedding(args: argparse.Namespace) -> Embed:
     )
 
 
-def collect(args: argparse.Namespace, outputs: Outputs) -> tuple[Sample, list[str], DataInfo]:
+def collect(args: argparse.Namespace) -> tuple[Sample, list[str], DataInfo]:
     """The pixels as every model sees them, the names of the models, and the classes."""
-    seen = load_observed(args, args.device)
+    seen = load(args)
     names, infos, models, layers = seen.names, seen.infos, seen.models, seen.layers
     classes = infos[0].classes
     wanted = find_classes(args.classes or (), classes)
-    for name, layer in zip(names, layers):
-        print(f'{name}: {args.side} of {layer}')
-    sets = [
-        ImageSet(cfg, args.split, args.images, args.ann_dir, args.num_samples) for cfg in seen.cfgs
-    ]
-    check_same_images(names, sets, args.split)
-    for images in sets:
-        outputs.add_inputs(images.files())
-    outputs.check(args.out, args.json)
+    say_layers(seen, args.side)
+    sets = image_sets(args, seen)
     drawn = PixelSample(len(classes), args.pixels_per_class, args.seed)
     together = zip(*(batches(images, args.num_workers) for images in sets))
     for samples in track_iter_progress((together, len(sets[0]))):
@@ -205,17 +143,13 @@ def report(maps: list[Embedding]) -> None:
 @exits_on_input_error
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    # init_weights would log a line per parameter.
-    MMLogger.get_instance('feature_umap', log_level='WARNING')
     try:
         embed = chosen_embedding(args)
     except ImportError as error:
         raise SystemExit(str(error)) from error
-    folder = Path('work_dirs') / Path(args.models[0]).stem / 'feature_umap'
-    args.out = args.out or folder / f'feature_{args.embedding}.png'
-    outputs = Outputs('feature_umap', model_files(args.models), args.overwrite)
+    outputs = args.outputs
     outputs.check(args.out, args.json)
-    sample, names, info = collect(args, outputs)
+    sample, names, info = collect(args)
     maps = embed_sample(sample, names, embed)
     report(maps)
     what = f'{args.embedding.upper()} of the last features, {len(sample.images)} images'

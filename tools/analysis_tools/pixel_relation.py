@@ -21,29 +21,16 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import (  # isort: skip
-    Outputs,
-    add_models,
-    add_overwrite,
-    check_at_least,
-    check_models,
-    exits_on_input_error,
-    model_files,
-)
+from mmseg_fusion.cli import exits_on_input_error  # isort: skip
 
 import numpy as np
-import torch
-from mmengine.config import DictAction
-from mmengine.logging import MMLogger
+from _pictures import PictureParser, image_sets, load, say_layers  # beside this script
 from prettytable import PrettyTable
 
 from mmseg_fusion.analysis.layer_features import (
-    ImageSet,
-    InputError,
     Observation,
     batches,
     check_classes,
-    load_observed,
     observe,
 )
 from mmseg_fusion.analysis.pixel_relation import (
@@ -54,17 +41,15 @@ from mmseg_fusion.analysis.pixel_relation import (
     draw_relations,
     relate,
 )
+from mmseg_fusion.errors import InputError
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_models(
-        parser,
-        models='any MMSegmentation config and its checkpoint, or none for the initial weights; '
-        'several pairs are drawn side by side',
-        layer='layer whose feature it is, one for all models or one for each; default: auto, the '
-        'classifier of the last decode head',
-    )
+    parser = PictureParser('pixel_relation', __doc__)
+    parser.add_models()
+    parser.add_side()
+    parser.add_images(4)
+    parser.add_output()
     parser.add_argument(
         '--point',
         nargs=2,
@@ -78,40 +63,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--max-points', type=int, default=4, help='classes per image without --point; default: 4'
     )
     parser.add_argument(
-        '--side',
-        choices=('input', 'output'),
-        default='input',
-        help='whether the feature is what the layer takes or gives; default: input',
-    )
-    parser.add_argument(
         '--similarity',
         choices=tuple(SIMILARITY_NAMES),
         default='dot',
         help='default: dot, as the thesis',
     )
-    parser.add_argument('--split', choices=('val', 'test'), default='val', help='default: val')
-    parser.add_argument(
-        '--images', nargs='+', default=[], help='image files or folders, not the data set'
-    )
-    parser.add_argument('--ann-dir', help='folder of the labels of --images')
-    parser.add_argument('--indices', nargs='+', type=int, help='which images, by their number')
-    parser.add_argument(
-        '--num-samples', type=int, help='images, evenly over the set; default: 4, or all --images'
-    )
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--out-dir', type=Path, help='default: work_dirs/CONFIG/pixel_relation')
-    add_overwrite(parser)
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
-    args = parser.parse_args(argv)
-    check_models(parser, args)
-    check_at_least(parser, args, max_points=1, num_samples=1)
-    if args.ann_dir and not args.images:
-        parser.error('--ann-dir belongs to --images: give both')
-    if args.num_samples and args.indices:
-        parser.error('--indices says which images, --num-samples how many: give either')
-    if args.num_samples is None and not args.images:
-        args.num_samples = 4
-    return args
+    return parser.parse(argv, max_points=1)
 
 
 def points_of(args: argparse.Namespace, seen: Observation, num_classes: int) -> list[Point]:
@@ -136,18 +93,12 @@ def free_name(stem: str, taken: set[str]) -> str:
     return name
 
 
-def run(args: argparse.Namespace, outputs: Outputs, out_dir: Path) -> list[dict]:
+def run(args: argparse.Namespace) -> list[dict]:
     """Draws every image; one entry per image, pixel and model."""
-    loaded = load_observed(args, args.device)
+    loaded = load(args)
     names, infos, models, layers = loaded.names, loaded.infos, loaded.models, loaded.layers
-    for name, layer in zip(names, layers):
-        print(f'{name}: {args.side} of {layer}')
-    sets = [
-        ImageSet(cfg, args.split, args.images, args.ann_dir, args.num_samples, args.indices)
-        for cfg in loaded.cfgs
-    ]
-    for images in sets:
-        outputs.add_inputs(images.files())
+    say_layers(loaded, args.side)
+    sets = image_sets(args, loaded)
     entries: list[dict] = []
     taken: set[str] = set()
     for together in zip(*map(batches, sets)):
@@ -162,18 +113,10 @@ def run(args: argparse.Namespace, outputs: Outputs, out_dir: Path) -> list[dict]
             )
         points = points_of(args, seen[0], len(infos[0].classes))
         relations = [[relate(view, point, args.similarity) for view in seen] for point in points]
-        picture = out_dir / f'{free_name(Path(seen[0].path).stem or "image", taken)}.png'
-        with outputs.path(picture) as file:
-            draw_relations(
-                seen,
-                points,
-                relations,
-                names,
-                infos[0],
-                file,
-                Path(seen[0].path).name,
-                args.similarity,
-            )
+        picture = args.out_dir / f'{free_name(Path(seen[0].path).stem or "image", taken)}.png'
+        title = Path(seen[0].path).name
+        with args.outputs.path(picture) as file:
+            draw_relations(seen, points, relations, names, infos[0], file, title, args.similarity)
         print(picture)
         for point, row in zip(points, relations):
             for name, view, relation in zip(names, seen, row):
@@ -216,15 +159,11 @@ def report(entries: list[dict]) -> None:
 @exits_on_input_error
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    # init_weights would log a line per parameter.
-    MMLogger.get_instance('pixel_relation', log_level='WARNING')
-    out_dir = args.out_dir or Path('work_dirs') / Path(args.models[0]).stem / 'pixel_relation'
-    numbers = out_dir / 'pixel_relation.json'
-    outputs = Outputs('pixel_relation', model_files(args.models), args.overwrite)
-    outputs.check(numbers)
-    entries = run(args, outputs, out_dir)
+    numbers = args.out_dir / 'pixel_relation.json'
+    args.outputs.check(numbers)
+    entries = run(args)
     report(entries)
-    outputs.write(numbers, json.dumps(entries, indent=1) + '\n')
+    args.outputs.write(numbers, json.dumps(entries, indent=1) + '\n')
     print(numbers)
 
 

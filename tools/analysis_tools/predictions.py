@@ -21,30 +21,11 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import (  # isort: skip
-    Outputs,
-    add_models,
-    add_overwrite,
-    check_at_least,
-    check_models,
-    exits_on_input_error,
-    model_files,
-)
+from mmseg_fusion.cli import exits_on_input_error  # isort: skip
 
-import torch
-from mmengine.config import DictAction
-from mmengine.logging import MMLogger
+from _pictures import Observed, PictureParser, image_sets, load  # beside this script
 
-from mmseg_fusion.analysis.layer_features import (
-    ImageSet,
-    InputError,
-    Observed,
-    batches,
-    check_classes,
-    check_same_images,
-    load_observed,
-    observe,
-)
+from mmseg_fusion.analysis.layer_features import ImageSet, batches, check_classes, observe
 from mmseg_fusion.analysis.predictions import (
     Gain,
     GainSummary,
@@ -54,11 +35,12 @@ from mmseg_fusion.analysis.predictions import (
     largest_gains,
     right,
 )
+from mmseg_fusion.errors import InputError
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_models(parser, 'pairs; none for the initial weights', 'any layer that runs once')
+    parser = PictureParser('predictions', __doc__)
+    parser.add_models('pairs; none for the initial weights', 'any layer that runs once')
     parser.add_argument('--split', choices=('val', 'test'), default='test', help='default: test')
     which = parser.add_mutually_exclusive_group()
     which.add_argument('--indices', nargs='+', type=int, help='which images, by their number')
@@ -69,22 +51,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar='N',
         help='of two models: the N images of the split on which the second one gains most',
     )
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--out', type=Path, help='default: work_dirs/CONFIG/predictions.png')
-    add_overwrite(parser)
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
-    args = parser.parse_args(argv)
-    check_models(parser, args)
+    parser.add_output('predictions.png')
+    args = parser.parse(argv, largest_gain=1)
     # Not a default of argparse, which lets an argument pass that is equal to it.
     args.num_samples = 3 if args.num_samples is None else args.num_samples
-    check_at_least(parser, args, num_samples=1)
-    if args.largest_gain is not None:
-        check_at_least(parser, args, largest_gain=1)
-        if len(args.models) != 4:
-            parser.error(f'--largest-gain compares two models, got {len(args.models) // 2}')
-    args.out = args.out or Path('work_dirs') / Path(args.models[0]).stem / 'predictions.png'
-    if args.out.suffix.lower() != '.png':
-        parser.error(f'--out: expected a file name in .png, got {args.out}')
+    if args.largest_gain and len(args.models) != 4:
+        parser.error(f'--largest-gain compares two models, got {len(args.models) // 2}')
     return args
 
 
@@ -135,15 +107,10 @@ def tell(
 
 def run(args: argparse.Namespace) -> list[Predictions]:
     """Every model on every image, drawn; of two models what the second one gains and loses."""
-    outputs = Outputs('predictions', model_files(args.models), args.overwrite)
-    outputs.check(args.out)
-    seen = load_observed(args, args.device)
+    args.outputs.check(args.out)
+    seen = load(args)
     count = None if args.largest_gain else args.num_samples
-    sets = [ImageSet(c, args.split, (), None, count, args.indices) for c in seen.cfgs]
-    check_same_images(seen.names, sets, args.split)
-    for images in sets:
-        outputs.add_inputs(images.files())
-    outputs.check(args.out)
+    sets = image_sets(args, seen, num_samples=count)
     views, classes = predictions(seen, sets), seen.infos[0].classes
     gains: list[Gain] = []
     if args.largest_gain:
@@ -161,7 +128,7 @@ def run(args: argparse.Namespace) -> list[Predictions]:
         if args.largest_gain:
             title = f'The {len(shown)} images with the largest gain.\nMean over {over}: '
             title += in_words(summary)
-    with outputs.path(args.out) as file:
+    with args.outputs.path(args.out) as file:
         draw_predictions(shown, seen.names, seen.infos[0], file, title)
     tell(shown, seen.names, classes, over, summary)
     return shown
@@ -170,8 +137,6 @@ def run(args: argparse.Namespace) -> list[Predictions]:
 @exits_on_input_error
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    # init_weights would log a line per parameter.
-    MMLogger.get_instance('predictions', log_level='WARNING')
     run(args)
     print(args.out)
 

@@ -8,8 +8,6 @@ Prints a table and writes ``scale_report.csv`` and ``scale_report.png``.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
 from pathlib import Path
 
@@ -18,19 +16,9 @@ if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being in
     sys.path.insert(0, str(ROOT))
 
 # First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import (  # isort: skip
-    Outputs,
-    add_overwrite,
-    check_checkpoint,
-    exits_on_input_error,
-    model_files,
-    read_config,
-)
+from mmseg_fusion.cli import check_checkpoint, exits_on_input_error, read_config  # isort: skip
 
-import torch
-from mmengine.config import DictAction
-from mmengine.logging import MMLogger
-from prettytable import PrettyTable
+from _pictures import PictureParser, rows_table  # beside this script
 
 from mmseg_fusion.analysis.scale_report import (
     draw_report,
@@ -40,39 +28,27 @@ from mmseg_fusion.analysis.scale_report import (
 )
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = PictureParser('scale_report', __doc__)
     parser.add_argument('config', help='any MMSegmentation config')
     parser.add_argument('--checkpoint', help='weights to look at; default: the initial ones')
     parser.add_argument('--num-images', type=int, default=32, help='to measure, at least 2')
     parser.add_argument('--batch-size', type=int, help="default: the config's")
     parser.add_argument('--layers', nargs='+', help='fusion layers to look at; default: all')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--out-dir', type=Path, help='default: work_dirs/CONFIG/scale_report')
-    add_overwrite(parser)
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
-    args = parser.parse_args()
-    if args.num_images < 2:
-        parser.error(f'--num-images must be at least 2, got {args.num_images}')
-    if args.batch_size is not None and args.batch_size < 1:
-        parser.error(f'--batch-size must be at least 1, got {args.batch_size}')
-    return args
+    parser.add_output()
+    return parser.parse(argv, num_images=2, batch_size=1)
 
 
 @exits_on_input_error
-def main() -> None:
-    args = parse_args()
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
     cfg = read_config(args.config, args.cfg_options, ['model', 'train_dataloader.dataset'])
     if args.checkpoint:
         check_checkpoint(args.checkpoint)
-    # init_weights would log a line per parameter.
-    MMLogger.get_instance('scale_report', log_level='WARNING')
     name = Path(args.config).stem
-    out_dir = args.out_dir or Path('work_dirs') / name / 'scale_report'
-    table_file, picture = out_dir / 'scale_report.csv', out_dir / 'scale_report.png'
-    inputs = model_files([args.config, args.checkpoint])
-    outputs = Outputs('scale_report', inputs, args.overwrite)
+    table_file, picture = (args.out_dir / f'scale_report.{kind}' for kind in ('csv', 'png'))
+    outputs = args.outputs
     outputs.check(table_file, picture)
     try:
         model, batches = model_and_batches(
@@ -90,21 +66,14 @@ def main() -> None:
             raise SystemExit(str(error)) from error
         raise
     rows = report_rows(report)
-    table = PrettyTable(list(rows[0]))
-    for row in rows:
-        table.add_row([f'{v:.4g}' if isinstance(v, float) else v for v in row.values()])
-    print(table)
+    print(rows_table(rows))
     images = sum(len(batch['inputs']) for batch in batches)
     print(
         f'{images} training images. The gradient is the root mean square over a weight block: '
         "with explicit equalizers ('equalized') and with their constants in the weight ('folded')."
     )
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
     title = f'{name}, {images} images' + (f', {args.checkpoint}' if args.checkpoint else '')
-    outputs.write(table_file, text.getvalue())
+    outputs.write_rows(table_file, rows)
     with outputs.path(picture) as file:
         draw_report(report, file, title)
     print(f'{table_file}\n{picture}')

@@ -12,8 +12,6 @@ The default takes 64 maps of 128 x 128 and 12 variances, a few seconds; ``--pape
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -190,11 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         rows += rows_of(variance, measured, args.align_corners)
         bar.update()
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    outputs.write(numbers, text.getvalue())
+    outputs.write_rows(numbers, rows)
     with outputs.path(picture) as file:
         plot(rows, args.shape, file)
     print('\nratio  measured (mean, largest deviation)  closed form  away from borders')
