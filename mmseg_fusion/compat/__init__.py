@@ -14,6 +14,7 @@ from .class_weights import cross_entropy_class_weight
 from .compiled_ops import find_loader_removed, mmcv_without_ops
 from .configs import blanks_in_options, external_configs, named_models
 from .determinism import deterministic_on_cuda
+from .distutils_gone import distutils_removed
 from .packages import (
     FAMILIES,
     OPTIONAL,
@@ -50,6 +51,7 @@ __all__ = [
     'cross_entropy_class_weight',
     'deterministic_on_cuda',
     'distributed_without_cuda',
+    'distutils_removed',
     'external_configs',
     'family',
     'find_loader_removed',
@@ -70,6 +72,7 @@ QUIRKS = (
     torchvision_build_mismatch,
     mmcv_without_ops,
     find_loader_removed,
+    distutils_removed,
     resume_weights_only,
     checkpoints_weights_only,
     checkpoints_whole,
