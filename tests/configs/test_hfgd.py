@@ -240,6 +240,7 @@ def test_dilation_is_all_that_table_1_changes(name: str) -> None:
         # CAR's flagship, to the letter: tests/configs/test_authors_recipe.py.
         recipe = {key for key in found if key.startswith('optim_wrapper.')}
         recipe |= {f'model.{part}.norm_cfg.momentum' for part in ('backbone', 'decode_head')}
+        recipe.add('model.decode_head.init_cfg')
         assert recipe <= found
         found -= recipe
     assert found == DILATION | ({'model.decode_head.dilations'} if 'deeplab' in name else set())
