@@ -497,7 +497,8 @@ def extended(record: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]
     same = [g for g in record['groups'] if g['title'] == group['title']]
     if same:
         place = record['groups'].index(same[0])
-        others.insert(place, group)
+        # What stands in the file beside them, as a note, was written by hand.
+        others.insert(place, {**same[0], **group})
     else:
         others.append(group)
     record['groups'] = others

@@ -17,7 +17,7 @@ import pytest
 
 from mmseg_fusion.analysis.comparison import BEGIN, END
 
-from .running import TOOLS, environment, run, run_again, small_config
+from .running import ROOT, TOOLS, environment, load_tool, run, run_again, small_config
 
 TOOL = TOOLS / 'compare.py'
 
@@ -303,3 +303,16 @@ def test_wrong_arguments(arguments, message, module, tmp_path, monkeypatch, caps
         module.parse_args([str(a) for a in arguments])
     assert error.value.code
     assert message in f'{error.value.code}{capsys.readouterr().err}'
+
+
+def test_a_group_that_is_planned_again_keeps_its_note():
+    tool = load_tool(TOOLS / 'compare.py')
+    configs = sorted(str(path) for path in (ROOT / 'configs' / 'fusion_shapes').glob('gff*.py'))
+    record = dict(groups=[], configs={}, seeds=[], runs=[])
+    for last in (1, 2):
+        args = tool.parse_args([*configs[:last], '--title', 'all', '--plan', '--results', 'r.json'])
+        record = tool.extended(record, args)
+        record['groups'][0].setdefault('note', 'written by hand')
+    (group,) = record['groups']
+    assert group['note'] == 'written by hand'
+    assert group['configs'] == [Path(config).stem for config in configs[:2]]
