@@ -686,7 +686,6 @@ REFUSED = {
     'a text for a mask': (write('masks/1.png', 'x'), 'ids', '', 'masks/1.png: cannot be read'),
     'a mask that is cut off': (cut('masks/2.png'), 'listed colours', '', 'masks/2.png: cannot be'),
     'a text for an image': (write('images/1.png', 'x'), 'ids', '', 'images/1.png: cannot be read'),
-    # Its size can be read, and all of it is by the check at the end, when everything is written.
     'an image that is cut off': (
         lambda f: (
             Image.fromarray(NOISE).save(f / 'images/1.jpg'),
@@ -695,7 +694,7 @@ REFUSED = {
         ),
         'ids',
         '',
-        'nothing was written',
+        'images/1.jpg: cannot be read as an image: it is truncated or damaged',
     ),
     'a file for OUT': (write('project', 'x'), 'ids', '', "--out 'project' is a file"),
     'something in OUT': (write('project/a', 'x'), 'ids', '', "'project' is not empty (a)"),
@@ -755,6 +754,23 @@ def test_refused(tool, begin, tmp_path, what):
     assert isinstance(stopped.value.code, str), 'no message'
     assert words.format(folder=tmp_path) in stopped.value.code
     assert listing() == before
+
+
+def test_nothing_stays_where_the_check_at_the_end_fails(tool, begin, tmp_path, monkeypatch):
+    make(tmp_path, 'ids')
+    seen = []
+
+    def check(arguments):
+        seen.append(sorted(path.name for path in Path(arguments[0]).parent.iterdir()))
+        return 1
+
+    monkeypatch.setattr(tool.check_dataset, 'main', check)
+    before = sorted(tmp_path.rglob('*'))
+    with pytest.raises(SystemExit, match='nothing was written'):
+        begin()
+    # Everything was there by then.
+    assert {'config.py', 'dataset.py', 'splits'} <= set(seen[0])
+    assert sorted(tmp_path.rglob('*')) == before
 
 
 @pytest.mark.parametrize(
