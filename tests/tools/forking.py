@@ -36,6 +36,9 @@ def become(job: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    # The answers have standard output to themselves: what is imported may print (onedl's does).
+    answers = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)
     # As a tool does before it imports the package; a fork has to do it again.
     sys.path.insert(1, ROOT)
     import mmseg_fusion.cli  # noqa: F401  isort: skip  (first: it meets the third-party quirks)
@@ -53,7 +56,7 @@ def main() -> None:
             become(job)
             runpy.run_path(job['argv'][0], run_name='__main__')
             return
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers, flush=True)
 
 
 if __name__ == '__main__':
