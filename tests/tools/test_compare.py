@@ -51,6 +51,11 @@ def results(path: Path) -> dict[tuple[str, int], dict]:
     }
 
 
+def of_its_own(printed: str) -> str:
+    """What compare.py prints, without the line that the fork of mmengine says when imported."""
+    return printed.replace('Could not import OneDL\n', '')
+
+
 @pytest.fixture(scope='module')
 def compared(tmp_path_factory) -> Path:
     """A folder in which two configs were compared, side by side."""
@@ -60,7 +65,7 @@ def compared(tmp_path_factory) -> Path:
         TOOL, *paths, '--seeds', 0, '--work-dir', 'work', '--threads', 1, '--jobs', 2,
         '--title', 'Width', '--plot', 'plot.png', cwd=folder,
     )  # fmt: skip
-    (folder / 'printed.txt').write_text(result.stdout)
+    (folder / 'printed.txt').write_text(of_its_own(result.stdout))
     return folder
 
 
@@ -81,8 +86,6 @@ def test_compare_trains_tests_and_prints_one_table(compared):
     said = run_again(TOOLS / 'test.py', *arguments, cwd=compared).stdout
     assert re.search(rf'mIoU: {wide["mIoU"]:.2f}\d*\b', said)
     lines = (compared / 'printed.txt').read_text().splitlines()
-    # The fork of mmengine says a line of its own first.
-    lines = [line for line in lines if line != 'Could not import OneDL']
     assert lines[0] == 'Width'
     row = next(line for line in lines if line.startswith('wide ')).split()
     assert row[1] == f'{wide["mIoU"]:.2f}'
@@ -113,7 +116,7 @@ def test_finished_runs_are_taken_from_the_record(compared, tmp_path):
     options = ['--seeds', 0, '--title', 'Width', '--results', record]
     found = run_again(TOOL, *names, *options, cwd=tmp_path)
     assert record.read_text() == before
-    assert found.stdout == (compared / 'printed.txt').read_text()
+    assert of_its_own(found.stdout) == (compared / 'printed.txt').read_text()
     assert not (tmp_path / 'work_dirs').exists()
     # The page, the lines of another page, and the same again without any config.
     (tmp_path / 'other.md').write_text(f'a\n{BEGIN}\n{END}\nb\n')
@@ -209,7 +212,8 @@ def test_killed_in_the_middle_gives_the_same_table(compared, tmp_path, whole):
     again = run_again(TOOL, *command, cwd=tmp_path)
     expected = compared / 'work' / 'results.json'
     assert results(tmp_path / 'record.json') == {k: results(expected)[k] for k in results(expected)}
-    without_times = [re.sub(r'\d+\.\d+ +\d+ MB', '', line) for line in again.stdout.splitlines()]
+    said = of_its_own(again.stdout).splitlines()
+    without_times = [re.sub(r'\d+\.\d+ +\d+ MB', '', line) for line in said]
     printed = (compared / 'printed.txt').read_text().splitlines()
     assert without_times == [re.sub(r'\d+\.\d+ +\d+ MB', '', line) for line in printed]
     assert '--resume: continues from' in (folder / 'train.log').read_text()
