@@ -152,9 +152,8 @@ def _declared(backbone: Mapping[str, Any]) -> tuple[int | None, str]:
         parameters = inspect.signature(base.__init__).parameters
         if 'in_channels' in parameters:
             default = parameters['in_channels'].default
-            return default if isinstance(
-                default, int
-            ) else None, f', the default of {base.__name__}'
+            known = default if isinstance(default, int) else None
+            return known, f', the default of {base.__name__}'
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             break
     return None, ''
