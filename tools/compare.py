@@ -82,7 +82,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--plan', action='store_true', help='write the record and run nothing yet')
     parser.add_argument('--baseline', metavar='CONFIG', help='one of the configs')
-    parser.add_argument('--seeds', type=int, nargs='+', help='default: 0 1 2')
+    parser.add_argument(
+        '--seeds', type=int, nargs='+',
+        help='default: 0 1 2; with --run: of the seeds of the record, these alone for now',
+    )  # fmt: skip
     parser.add_argument('--title', help='of the table; default: the name of the baseline')
     parser.add_argument(
         '--results',
@@ -130,8 +133,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error('--plan goes with configs')
     if args.source and not args.source.is_file():
         parser.error(f'--from: {args.source} is not a file')
-    if args.source and (args.seeds or args.baseline or args.title or args.cfg_options):
-        parser.error('--seeds, --baseline, --title and --cfg-options stand in the record: --from')
+    if args.source and (args.baseline or args.title or args.cfg_options):
+        parser.error('--baseline, --title and --cfg-options stand in the record: --from')
+    if args.source and args.seeds and not args.run:
+        parser.error('--seeds goes with configs, or with --from and --run')
     if args.launcher == 'none' and args.gpus_per_run != 1:
         parser.error('--gpus-per-run needs --launcher pytorch or slurm')
     if (args.launcher == 'slurm') != bool(args.partition):
@@ -600,6 +605,12 @@ def run_missing(record: dict[str, Any], file: Path, args: argparse.Namespace) ->
         if unknown:
             raise SystemExit(f'--only: {unknown} are none of {sorted(record["configs"])}')
         missing = [run for run in missing if run.name in args.only]
+    # With configs, the record holds these seeds by now.
+    if args.seeds:
+        unknown = sorted({*args.seeds} - {*record['seeds']})
+        if unknown:
+            raise SystemExit(f'--seeds: {unknown} are none of {record["seeds"]}')
+        missing = [run for run in missing if run.seed in args.seeds]
     return perform_all(args, missing, keep) if missing else []
 
 

@@ -284,12 +284,42 @@ def test_precision_and_processes_are_part_of_what_was_run(module, tmp_path, monk
     assert prints('--jobs', '2', '--threads', '1') == plain
 
 
+def test_seeds_and_names_narrow_what_is_run(module, tmp_path, monkeypatch):
+    names = [p.name for p in configs(tmp_path)]
+    monkeypatch.chdir(tmp_path)
+    performed = []
+
+    def only_noted(args, runs, keep):
+        performed.extend((run.name, run.seed) for run in runs)
+        return []
+
+    monkeypatch.setattr(module, 'perform_all', only_noted)
+
+    def run(*options):
+        performed.clear()
+        monkeypatch.setattr('sys.argv', ['compare.py', *options])
+        module.main()
+        return performed
+
+    everything = [(name, seed) for seed in (0, 1, 2) for name in ('narrow', 'wide')]
+    assert run(*names, '--results', 'r.json') == everything
+    again = ['--from', 'r.json', '--run']
+    assert run(*again) == everything
+    assert run(*again, '--seeds', '2', '0') == [r for r in everything if r[1] != 1]
+    assert run(*again, '--seeds', '1', '--only', 'wide') == [('wide', 1)]
+    with pytest.raises(SystemExit, match=r'--seeds: \[7\] are none of \[0, 1, 2\]'):
+        run(*again, '--seeds', '7')
+    # A seed of the command line joins the record, and it alone is run.
+    assert run(*names, '--results', 'r.json', '--seeds', '3') == [('narrow', 3), ('wide', 3)]
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
         ([], 'give configs'),
         (['narrow.py', '--from', 'x.json'], 'give configs'),
         (['narrow.py', '--run'], '--run goes with --from'),
+        (['--from', __file__, '--seeds', 0], '--seeds goes with'),
         (['--from', 'x.json'], 'x.json is not a file'),
         (['narrow.py', 'narrow.py'], 'one name'),
         (['narrow.py', '--baseline', 'wide.py'], 'none of the configs'),
