@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 #: What a file has in it whose tests start programs, or go through the configs of all methods.
-LONG = re.compile(r'\bsubprocess\b|\bmultiprocessing\b|from \.files import')
+LONG = re.compile(r'\bsubprocess\b|\brun_python\b|\bmultiprocessing\b|from \.files import')
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
