@@ -2,6 +2,7 @@
 
     make matrix                                  all that this machine has an interpreter for
     nox -s 'tests(py39-torch2.0)' -- -m stack    one, with pytest's arguments behind `--`
+    nox -s 'tests(py39-torch2.0)' -- -n 1        one, in one process instead of two
     nox -s table                                 the table alone, from docs/environments.json
 
 Every run writes what it found into docs/environments.json: versions, what was run, what came out.
@@ -11,6 +12,7 @@ one that cannot be had leaves its line at "not run".
 
 from __future__ import annotations
 
+import argparse
 import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -69,6 +71,14 @@ def outcome(report: Path) -> dict[str, int]:
     )
 
 
+def arguments(given: list[str]) -> tuple[list[str], list[str]]:
+    """What pytest-xdist gets, and what chooses the tests, which is what the record names."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument('-n', default='2')
+    workers, chosen = parser.parse_known_args(given)
+    return ['-n', workers.n], chosen or ['-m', 'stack']
+
+
 @nox.session
 @nox.parametrize(
     'python,name',
@@ -90,11 +100,11 @@ def tests(session: nox.Session, name: str) -> None:
         session.install(*pins)
         # The pins once more: what comes later must not lift them.
         session.install(*pins, '-e', f'.[{extra}]', *tools)
-    chosen = session.posargs or ['-m', 'stack']
+    workers, chosen = arguments(session.posargs)
     report = Path(session.create_tmp()) / 'report.xml'
     report.unlink(missing_ok=True)
     session.run(
-        *('python', '-m', 'pytest', '-n', '2', *chosen, f'--junitxml={report}'),
+        *('python', '-m', 'pytest', *workers, *chosen, f'--junitxml={report}'),
         success_codes=[0, 1],
     )
     versions = json.loads(session.run('python', '-c', VERSIONS, silent=True))

@@ -43,3 +43,13 @@ def test_pins_are_of_stacks_that_the_project_has():
         assert python.startswith('3.')
         assert (ROOT / 'requirements' / f'{extra}.txt').is_file()
         assert all((ROOT / pin).is_file() for pin in pins if pin.endswith('.txt'))
+
+
+def test_processes_are_no_choice_of_tests():
+    arguments = NOX['arguments']
+    assert arguments([]) == (['-n', '2'], ['-m', 'stack'])
+    assert arguments(['-n', '1']) == (['-n', '1'], ['-m', 'stack'])
+    assert arguments(['-n1', '-k', 'hook', 'tests/engine']) == (
+        ['-n', '1'],
+        ['-k', 'hook', 'tests/engine'],
+    )
