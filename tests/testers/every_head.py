@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 from typing import NamedTuple
 
@@ -193,6 +194,14 @@ _DETECTION = Unbuildable('needs MMDetection', (KeyError, ImportError))
 UNBUILDABLE = {'MaskFormerHead': _DETECTION, 'Mask2FormerHead': _DETECTION}
 #: Heads that refine the prediction of another one.
 CASCADED = ('OCRHead', 'PointHead')
+
+
+def ops_there() -> bool:
+    """Whether this mmcv has its compiled part."""
+    try:
+        return getattr(importlib.import_module('mmcv._ext'), '__file__', None) is not None
+    except ModuleNotFoundError:  # the fork without its ops
+        return False
 
 
 def registered_heads() -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import re
 
 import pytest
@@ -101,7 +100,7 @@ def test_every_registered_head(place: str, name: str) -> None:
         for word in (owner, name, f'{place}.type'):
             assert word in str(raised.value)
         return
-    if name in ('CCHead', 'PSAHead') and compat.family() == 'onedl' and not ops_there():
+    if name in ('CCHead', 'PSAHead') and compat.family() == 'onedl' and not every_head.ops_there():
         # The fork's refuse to be built without the ops, and its words are handed on.
         with pytest.raises(ValueError, match='Please install onedl-mmcv') as raised:
             around(place, cfg)
@@ -115,7 +114,7 @@ def test_every_registered_head(place: str, name: str) -> None:
     assert isinstance(nested.dropout, nn.Identity)
     inputs = levels(name)
     previous = [torch.randn(2, CLASSES, 2, 2)] if name == 'OCRHead' else []
-    if name in NEEDS_OPS and not ops_there():
+    if name in NEEDS_OPS and not every_head.ops_there():
         with pytest.raises(RuntimeError, match='mmcv'):
             trained(head, inputs, *previous)
         return
@@ -127,14 +126,6 @@ def test_every_registered_head(place: str, name: str) -> None:
         logits = head.eval()(inputs, *previous)
     assert logits.shape[:2] == (2, CLASSES)
     assert logits.isfinite().all()
-
-
-def ops_there() -> bool:
-    """Whether this mmcv has its compiled part."""
-    try:
-        return getattr(importlib.import_module('mmcv._ext'), '__file__', None) is not None
-    except ModuleNotFoundError:  # the fork without its ops
-        return False
 
 
 def test_the_table_is_of_registered_heads() -> None:
