@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from statistics import mean, stdev
 
 import yaml
+
+from mmseg_fusion.analysis.comparison import mean_and_std
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -34,14 +35,16 @@ METRICS = {'mIoU': '', 'mIoU(ms)': ' (ms)', 'mIoU(ms+flip)': ' (ms + flip)'}
 
 def ours() -> dict[str, str]:
     """Name of a config -> mean, deviation and number of seeds of our own runs."""
-    runs: dict[str, list[float]] = {}
+    values: dict[str, list[float]] = {}
     for run in json.loads(RESULTS.read_text(encoding='utf-8'))['runs']:
-        runs.setdefault(run['config'], []).append(run['mIoU'])
-    return {
-        name: f'{mean(values):.2f}'
-        + (f' ± {stdev(values):.2f}, {len(values)} seeds' if len(values) > 1 else ', 1 seed')
-        for name, values in runs.items()
-    }
+        values.setdefault(run['config'], []).append(run['mIoU'])
+    return {name: spread(miou) for name, miou in values.items()}
+
+
+def spread(values: list[float]) -> str:
+    """Mean, deviation and number of the seeds of one config."""
+    mean, std = mean_and_std(values)
+    return f'{mean:.2f}, 1 seed' if std is None else f'{mean:.2f} ± {std:.2f}, {len(values)} seeds'
 
 
 def reported(model: dict) -> str:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -141,6 +141,11 @@ def paired_difference(baseline: dict[int, float], other: dict[int, float]) -> Di
     return Difference(mean(differences), float(low), float(high), len(seeds))
 
 
+def mean_and_std(values: Collection[float]) -> tuple[float, float | None]:
+    """Mean, and standard deviation where two values or more have one."""
+    return mean(values), stdev(values) if len(values) > 1 else None
+
+
 def runs_of(record: dict[str, Any], name: str) -> dict[int, dict[str, Any]]:
     """The finished runs of a config by seed."""
     return {run['seed']: run for run in record['runs'] if run['config'] == name}
@@ -156,8 +161,7 @@ def rows(record: dict[str, Any], group: dict[str, Any]) -> list[dict[str, Any]]:
         values = {seed: run['mIoU'] for seed, run in runs.items()}
         row: dict[str, Any] = dict(config=name, n=len(runs), seeds=values)
         if runs:
-            row['mean'] = mean(values.values())
-            row['std'] = stdev(values.values()) if len(values) > 1 else None
+            row['mean'], row['std'] = mean_and_std(values.values())
             is_base = name == group['baseline']
             miou = {seed: run['mIoU'] for seed, run in baseline.items()}
             row['difference'] = None if is_base else paired_difference(miou, values)
