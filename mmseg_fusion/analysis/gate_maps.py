@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mmcv
 import numpy as np
@@ -30,6 +30,9 @@ from .layer_features import (
     last_head,
     observe,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: Of the pixels that a gate of 0 spoils.
 _MARK = (214, 39, 40)
@@ -332,85 +335,95 @@ def draw_gate_maps(
     Raises:
         ValueError: there is nothing to draw.
     """
-    # Without pyplot, which would keep the figure and choose a backend for the whole process.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
 
     if not views:
         raise ValueError('draw_gate_maps: expected at least one image, got none')
-    by_label = labelled(views)
+    plain = ['image', *(['label'] if labelled(views) else []), 'prediction']
+    figure, axes = _panels(views, len(plain) + len(views[0].gates))
     colours = np.full((max(IGNORE + 1, len(info.palette)), 3), 255, np.uint8)
     colours[: len(info.palette)] = info.palette
-    plain = ['image', *(['label'] if by_label else []), 'prediction']
-    below = 1 if views[0].zeroed else 0
+    for view, (row, *below) in zip(views, axes):
+        _draw_plain(view, dict(zip(plain, row)), colours)
+        _draw_gates(view, row[len(plain) :])
+        for zeroed in below:
+            _draw_zeroed(view, zeroed, len(plain), labelled(views))
+    mappable = ScalarMappable(Normalize(0, 1), 'viridis')
+    bar = figure.colorbar(mappable, ax=axes, fraction=0.03, pad=0.01, aspect=30, shrink=0.8)
+    bar.set_label('gate', fontsize=10)
+    _add_legend(figure, views, info)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=130)
+
+
+def _panels(views: Sequence[GateMaps], columns: int) -> tuple[Figure, np.ndarray]:
+    """A figure, and its axes by view, row and column: a second row where gates were set to 0."""
+    # Without pyplot, which would keep the figure and choose a backend for the whole process.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = 2 if views[0].zeroed else 1
     ratios = [view.seen.placement.size[0] / view.seen.placement.size[1] for view in views]
     cell = 2.5
     # A name below and two lines above; one line above what is marked.
-    heights = [h for r in ratios for h in (cell * r + 0.5, cell * r + 0.2)[: 1 + below]]
-    count = len(plain) + len(views[0].gates)
-    size = (cell * count + 0.9, sum(heights) + 0.8)
+    heights = [h for r in ratios for h in (cell * r + 0.5, cell * r + 0.2)[:rows]]
+    size = (cell * columns + 0.9, sum(heights) + 0.8)
     figure = Figure(figsize=size, layout='constrained')
     FigureCanvasAgg(figure)
-    axes = figure.subplots(
-        (1 + below) * len(views),
-        count,
-        squeeze=False,
-        gridspec_kw=dict(height_ratios=heights),
-    )
+    grid = dict(height_ratios=heights)
+    axes = figure.subplots(rows * len(views), columns, squeeze=False, gridspec_kw=grid)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
-    scale = Normalize(0, 1)
-    shown: set[int] = set()
-    for number, view in enumerate(views):
-        seen, row = view.seen, axes[(1 + below) * number]
-        height, width = seen.placement.size
-        whole = (0, width, height, 0)
-        pictures = {'image': seen.image, 'prediction': colours[seen.prediction]}
-        shown.update(np.unique(seen.prediction).tolist())
-        if by_label:
-            pictures['label'] = colours[seen.label]
-            shown.update(np.unique(seen.label).tolist())
-        for ax, name in zip(row, plain):
-            ax.imshow(pictures[name], extent=whole)
-            ax.set_title(name, fontsize=10)
-        # As much as fits below a column; the end tells names apart.
-        name = Path(seen.path).name
-        row[0].set_xlabel(name if len(name) <= 36 else f'...{name[-33:]}', fontsize=9)
-        for level, (ax, gate) in enumerate(zip(row[len(plain) :], view.gates), 1):
-            ax.imshow(
-                gate.values, cmap='viridis', norm=scale, extent=_extent(seen), interpolation='none'
-            )
-            # What is outside is padding.
-            ax.set(xlim=(0, width), ylim=(height, 0))
-            mean = f'mean gate {gate.mean:.3f}'
-            if gate.channels > 1:
-                mean = f'mean of {gate.channels} channels, {gate.mean:.3f}'
-            ax.set_title(f'$G_{{{level}}}$: {gate.name}, stride {gate.stride}\n{mean}', fontsize=9)
-        if below:
-            _draw_zeroed(view, axes[2 * number + 1], len(plain), by_label)
-    bar = figure.colorbar(
-        ScalarMappable(scale, 'viridis'), ax=axes, fraction=0.03, pad=0.01, aspect=30, shrink=0.8
-    )
-    bar.set_label('gate', fontsize=10)
+    return figure, axes.reshape(len(views), rows, columns)
+
+
+def _draw_plain(view: GateMaps, panels: Mapping[str, Any], colours: np.ndarray) -> None:
+    """Image, prediction, and label if there is a panel for it."""
+    seen = view.seen
+    height, width = seen.placement.size
+    for name, ax in panels.items():
+        picture = seen.image if name == 'image' else colours[getattr(seen, name)]
+        ax.imshow(picture, extent=(0, width, height, 0))
+        ax.set_title(name, fontsize=10)
+    # As much as fits below a column; the end tells names apart.
+    name = Path(seen.path).name
+    short = name if len(name) <= 36 else f'...{name[-33:]}'
+    panels['image'].set_xlabel(short, fontsize=9)
+
+
+def _draw_gates(view: GateMaps, row: Sequence[Any]) -> None:
+    """The gates of all levels, from 0 to 1."""
+    height, width = view.seen.placement.size
+    options = dict(cmap='viridis', vmin=0, vmax=1, extent=_extent(view.seen), interpolation='none')
+    for level, (ax, gate) in enumerate(zip(row, view.gates), 1):
+        ax.imshow(gate.values, **options)
+        # What is outside is padding.
+        ax.set(xlim=(0, width), ylim=(height, 0))
+        mean = f'mean gate {gate.mean:.3f}'
+        if gate.channels > 1:
+            mean = f'mean of {gate.channels} channels, {gate.mean:.3f}'
+        ax.set_title(f'$G_{{{level}}}$: {gate.name}, stride {gate.stride}\n{mean}', fontsize=9)
+
+
+def _add_legend(figure: Figure, views: Sequence[GateMaps], info: DataInfo) -> None:
+    """The classes of all predictions, and of the labels where every image has one."""
+    from matplotlib.patches import Patch
+
+    maps = [view.seen.prediction for view in views]
+    if labelled(views):
+        maps += [view.seen.label for view in views]
+    shown = sorted({number for ids in maps for number in np.unique(ids).tolist()})
     handles = [
         Patch(facecolor=np.array(info.palette[i]) / 255, edgecolor='0.4', label=info.classes[i])
-        for i in sorted(shown)
+        for i in shown
         if i < len(info.classes)
     ]
     if IGNORE in shown and len(info.classes) <= IGNORE:
         handles.append(Patch(facecolor='white', edgecolor='0.4', label='ignored'))
-    figure.legend(
-        handles=handles,
-        loc='outside lower center',
-        ncols=max(2, round(size[0] / 1.6)),
-        frameon=False,
-        fontsize=9,
-    )
-    figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=130)
+    columns = max(2, round(figure.get_figwidth() / 1.6))
+    where = 'outside lower center'
+    figure.legend(handles=handles, loc=where, ncols=columns, frameon=False, fontsize=9)
 
 
 def _extent(seen: Observation) -> tuple[float, float, float, float]:
