@@ -1,5 +1,7 @@
 """What the benchmarks of this folder share: turns, ratios, peak memory, tables, JSON, arguments.
 
+A benchmark imports this file first: it finds the package of a source checkout.
+
 A benchmark is a list of :class:`Case`. Each is a table: variants that take turns in one process, so
 that a slow moment of the machine counts for all of them. A ratio is the median, over the turns, of
 one variant's time over another's; ``torch.utils.benchmark`` times one statement after the other and
@@ -13,6 +15,7 @@ workspaces are in it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -20,15 +23,30 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
+    sys.path.insert(0, str(ROOT))
+
+# First of all: it meets the third-party quirks before anything of mmseg is imported.
+from mmseg_fusion.cli import (  # isort: skip
+    CONFIGS,
+    Outputs,
+    add_overwrite,
+    check_at_least,
+    config_files,
+    exits_on_input_error,
+)
 
 import torch
 from prettytable import PrettyTable
+from torch import Tensor, nn
 
-from mmseg_fusion.cli import CONFIGS, Outputs, add_overwrite, check_at_least, config_files
-from mmseg_fusion.errors import InputError
+from mmseg_fusion.analysis.counting import Counts
 
 Step = Callable[[], object]
 Shape = tuple[int, int, int, int]
@@ -91,6 +109,15 @@ class Measured:
         """Median, over the turns, of this variant's time over another's."""
         return statistics.median(a / b for a, b in zip(self.seconds, base.seconds))
 
+    @property
+    def mib(self) -> float | None:
+        """Its memory in MiB."""
+        return None if self.memory is None else self.memory / 2**20
+
+    def memory_ratio(self, base: Measured) -> float | None:
+        """This variant's memory over another's, where both are known."""
+        return self.memory / base.memory if self.memory is not None and base.memory else None
+
 
 @dataclass(frozen=True)
 class Result:
@@ -113,32 +140,38 @@ class Result:
 
     def as_json(self) -> list[dict]:
         """A plain dictionary per row."""
-        known = {title: values for title, (values, _) in self.case.columns.items()}
-        return [
-            dict(
-                asdict(row),
-                case=self.case.name,
-                median=row.median,
-                **self.case.info,
-                **{title: values[row.variant] for title, values in known.items()},
-            )
-            for row in self.rows
-        ]
+        rows = []
+        for row in self.rows:
+            known = {title: values[row.variant] for title, (values, _) in self.case.columns.items()}
+            more = dict(case=self.case.name, median=row.median)
+            rows.append({**asdict(row), **more, **self.case.info, **known})
+        return rows
 
 
 # --- arguments -----------------------------------------------------------------------------------
 
 
 def make_parser(
-    doc: str, repeat: int = 10, warmup: int = 2, batch_size: int | None = None
+    doc: str,
+    repeat: int = 10,
+    warmup: int = 2,
+    batch_size: int | None = None,
+    amp: bool = False,
+    shape: tuple[int, int] | None = None,
+    shapes: tuple[str, Sequence[Shape]] | None = None,
+    config: tuple[str, str] | None = None,
 ) -> argparse.ArgumentParser:
-    """A parser with what every benchmark takes.
+    """A parser with what every benchmark takes, and the options that a value is given for.
 
     Args:
         doc: docstring of the script; its first line is the description.
         repeat: default number of turns that are timed.
         warmup: default number of turns before them.
-        batch_size: default of ``--batch-size``; without one there is no such option.
+        batch_size: default of ``--batch-size``.
+        amp: whether there is ``--amp``, see :func:`autocast`.
+        shape: default of ``--shape H W``, of an image.
+        shapes: of ``--shapes NxCxHxW ...``: what has them, and the default.
+        config: of ``--config``: a name in configs/_base_/models, and the head that it must have.
     """
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     add = parser.add_argument
@@ -149,24 +182,25 @@ def make_parser(
     add('--no-memory', action='store_true', help='time only')
     add('--json', type=Path, metavar='FILE', help='write all numbers to FILE too')
     add_overwrite(parser)
+    # Peaks of resident memory alone, as JSON.
+    add('--only-memory', nargs='?', type=int, const=True, help=argparse.SUPPRESS)
     if batch_size is not None:
         add('--batch-size', type=int, default=batch_size, help=f'default: {batch_size}')
-    # Peaks of resident memory alone, as JSON.
-    add('--only-memory', action='store_true', help=argparse.SUPPRESS)
+    if amp:
+        add('--amp', action='store_true', help='mixed precision; bfloat16 on the CPU')
+    if shape is not None:
+        text = 'of an image; default: {} {}'.format(*shape)
+        add('--shape', type=int, nargs=2, default=shape, metavar=('H', 'W'), help=text)
+    if shapes is not None:
+        of, sizes = shapes[0], list(shapes[1])
+        text = f'of {of}; default: ' + ' '.join('x'.join(map(str, size)) for size in sizes)
+        add('--shapes', type=shape_of, nargs='+', default=sizes, metavar='NxCxHxW', help=text)
+    if config is not None:
+        name, head = config
+        path = CONFIGS.resolve() / '_base_' / 'models' / f'{name}.py'
+        text = f'with a decode head of type {head}; default: configs/_base_/models/{name}.py'
+        add('--config', default=str(path), help=text)
     return parser
-
-
-def add_amp(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--amp``, see :func:`autocast`."""
-    parser.add_argument('--amp', action='store_true', help='float16; bfloat16 on the CPU')
-
-
-def add_shape(parser: argparse.ArgumentParser, height: int, width: int) -> None:
-    """Adds ``--shape H W`` of an image."""
-    parser.add_argument(
-        '--shape', type=int, nargs=2, default=(height, width), metavar=('H', 'W'),
-        help=f'of an image; default: {height} {width}',
-    )  # fmt: skip
 
 
 def parse(
@@ -184,9 +218,14 @@ def parse(
         if min(args.shape) < 1:
             given = ' '.join(map(str, args.shape))
             parser.error(f'argument --shape: expected H W, positive, got {given}')
-    if args.device.startswith('cuda') and not torch.cuda.is_available():
-        parser.error(f'argument --device: {args.device} asked for, but torch sees no CUDA device')
+    check_device(parser, args)
     return args
+
+
+def check_device(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Stops the program where there is no such device."""
+    if on_gpu(args.device) and not torch.cuda.is_available():
+        parser.error(f'argument --device: {args.device} asked for, but torch sees no CUDA device')
 
 
 def shape_of(text: str) -> Shape:
@@ -197,6 +236,10 @@ def shape_of(text: str) -> Shape:
     return tuple(map(int, parts))
 
 
+def on_gpu(device: str) -> bool:
+    return device.startswith('cuda')
+
+
 def autocast(args: argparse.Namespace) -> torch.autocast:
     """Mixed precision where ``--amp`` asks for it."""
     device = torch.device(args.device).type
@@ -204,11 +247,56 @@ def autocast(args: argparse.Namespace) -> torch.autocast:
     return torch.autocast(device, half, enabled=args.amp)
 
 
+# --- steps ---------------------------------------------------------------------------------------
+
+
+def noise(
+    shapes: Sequence[Sequence[int]], device: str, gradient: bool, draw: Callable = torch.rand
+) -> list[Tensor]:
+    """Inputs, without negative values as behind ReLU unless ``draw`` is ``torch.randn``."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = [draw(*shape, generator=generator).to(device) for shape in shapes]
+    return [x.requires_grad_(gradient) for x in inputs]
+
+
+def gradient_step(forward: Callable[[], Tensor], wanted: Sequence[Tensor]) -> Step:
+    """A step: forward and backward to what is wanted. It keeps no gradient and gives the result."""
+
+    def step() -> Tensor:
+        out = forward()
+        torch.autograd.grad(out, wanted, torch.ones_like(out))
+        return out.detach()
+
+    return step
+
+
+def module_step(
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    forward: Callable[[], Any],
+    backward: Callable[[Any], None] | None,
+    args: argparse.Namespace,
+) -> Step:
+    """A step: forward, and backward to weights and inputs where ``backward`` is given."""
+
+    def train() -> None:
+        module.zero_grad(set_to_none=True)
+        for x in inputs:
+            x.grad = None
+        with autocast(args):
+            out = forward()
+        backward(out)
+
+    @torch.no_grad()
+    def infer() -> None:
+        with autocast(args):
+            forward()
+
+    module.to(args.device).train(backward is not None)
+    return infer if backward is None else train
+
+
 # --- measuring -----------------------------------------------------------------------------------
-
-
-def on_gpu(device: str) -> bool:
-    return device.startswith('cuda')
 
 
 def measure(steps: Sequence[Step], repeat: int, warmup: int, device: str) -> list[list[float]]:
@@ -266,33 +354,33 @@ def load_what_a_step_loads() -> None:
     optimizer.step()
 
 
-def memory_here(step: Step, device: str) -> int | None:
-    """Peak of :data:`MEMORY_STEPS` steps in this process, beyond what it holds before the first.
+def peak_of(work: Step, device: str, fresh: bool = False) -> int | None:
+    """Bytes at the peak of ``work`` in this process, beyond what it holds before.
 
-    On a GPU of torch's allocations; on the CPU of the resident set, None where that is unknown.
+    On a GPU of torch's allocations, on the CPU of the resident set. There an earlier peak would
+    hide this one: it is None where that cannot be reset, unless the process is ``fresh``.
     """
     if on_gpu(device):
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-    else:
-        load_what_a_step_loads()
-        if not reset_peak():
-            return None
-        before = resident_peak()
-    for _ in range(MEMORY_STEPS):
-        step()
-    if on_gpu(device):
+        work()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    return resident_peak() - before
+    load_what_a_step_loads()
+    before = resident_peak() if reset_peak() or fresh else None
+    work()
+    return None if before is None else resident_peak() - before
+
+
+def memory_here(step: Step, device: str) -> int | None:
+    """Peak of :data:`MEMORY_STEPS` steps in this process, beyond what it holds before the first."""
+    return peak_of(lambda: [step() for _ in range(MEMORY_STEPS)], device)
 
 
 def all_memory_here(cases: Sequence[Case], device: str) -> list[dict[str, int | None]]:
     """Peak memory per case and variant, one after the other."""
-    wanted = [
-        (i, variant) for i, case in enumerate(cases) if case.memory for variant in case.variants
-    ]
+    wanted = [(i, v) for i, case in enumerate(cases) if case.memory for v in case.variants]
     peaks: list[dict[str, int | None]] = [{} for _ in cases]
     # The first twice: it loads what all of them need.
     for i, variant in wanted[:1] + wanted:
@@ -300,8 +388,13 @@ def all_memory_here(cases: Sequence[Case], device: str) -> list[dict[str, int | 
     return peaks
 
 
-def all_memory_apart(script: str, argv: Sequence[str]) -> list[dict[str, int | None]]:
-    """The same of a script, in a process of its own that returns at once what it frees.
+def all_memory_apart(script: str, argv: Sequence[str], number: int | None = None) -> Any:
+    """What a script measures of memory, in a process of its own that returns at once what it frees.
+
+    Args:
+        script: its path.
+        argv: its command line.
+        number: of what alone is measured; None for all, as :func:`all_memory_here` has it.
 
     Raises:
         SystemExit: the script failed.
@@ -309,13 +402,24 @@ def all_memory_apart(script: str, argv: Sequence[str]) -> list[dict[str, int | N
     # glibc would keep what is freed for later: then the peak depends on what came before.
     env = dict(os.environ, MALLOC_MMAP_THRESHOLD_='65536')
     command = [sys.executable, script, *argv, '--only-memory']
+    command += [] if number is None else [str(number)]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f'measuring the memory failed: {done.stderr[-2000:]}')
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def difference(out: torch.Tensor, expected: torch.Tensor) -> float:
+@contextlib.contextmanager
+def memory_for(smaller: str) -> Iterator[None]:
+    """Where a GPU has too little memory, the program ends with what to make smaller."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        raise SystemExit(f'out of memory ({reason}): give a smaller {smaller}') from error
+
+
+def difference(out: Tensor, expected: Tensor) -> float:
     """Largest difference, relative to the largest value."""
     return float((out.float() - expected.float()).abs().max() / expected.float().abs().max())
 
@@ -343,67 +447,82 @@ def measure_case(
     return Result(case, rows)
 
 
+def count_columns(counts: dict[str, Counts]) -> dict[str, tuple[dict[str, float], str]]:
+    """Parameters and multiply-adds of variants, as :attr:`Case.columns`."""
+    return {
+        'M parameters': ({name: c.params / 1e6 for name, c in counts.items()}, '{:.2f}'),
+        'G multiply-adds': ({name: c.flops / 1e9 for name, c in counts.items()}, '{:.2f}'),
+    }
+
+
 # --- report --------------------------------------------------------------------------------------
+
+
+def device_name(device: str) -> str:
+    """What the steps run on."""
+    if on_gpu(device):
+        return torch.cuda.get_device_name(device)
+    return f'CPU, {torch.get_num_threads()} thread(s)'
 
 
 def header(what: str, args: argparse.Namespace, memory: bool) -> str:
     """What is measured, where, and what the memory means."""
-    if on_gpu(args.device):
-        device, how = torch.cuda.get_device_name(args.device), "torch's allocations"
-    else:
-        device = f'CPU, {torch.get_num_threads()} thread(s)'
-        how = 'the resident set of a process of its own'
-    lines = [
-        what,
-        f'{device}, torch {torch.__version__}; {args.repeat} turns after {args.warmup} to warm up',
-    ]
-    if memory:
-        lines.append(f'peak MiB: {how} in {MEMORY_STEPS} steps, beyond weights and inputs')
-    return '\n'.join(lines)
+    turns = f'{args.repeat} turns after {args.warmup} to warm up'
+    text = f'{what}\n{device_name(args.device)}, torch {torch.__version__}; {turns}'
+    if not memory:
+        return text
+    cpu = 'the resident set of a process of its own'
+    how = "torch's allocations" if on_gpu(args.device) else cpu
+    return f'{text}\npeak MiB: {how} in {MEMORY_STEPS} steps, beyond weights and inputs'
+
+
+def text_table(
+    rows: Sequence[Any], columns: dict[str, tuple[Callable[[Any], Any], str]], first: str = 'l'
+) -> str:
+    """A line per row; per title what to show of a row and its format, a dash where that is None."""
+    out = PrettyTable()
+    for title, (value, form) in columns.items():
+        cells = ['-' if v is None else form.format(v) for v in map(value, rows)]
+        out.add_column(title, cells, 'r' if out.field_names else first)
+    return str(out)
 
 
 def table(result: Result) -> str:
     """The printed text of a case: a row per variant, and a sentence per comparison."""
-    case = result.case
+    case, rows = result.case, result.rows
     base = result[case.base] if case.base in case.variants else None
-    with_memory = any(row.memory is not None for row in result.rows)
-    titles = [case.name, *case.columns, 'median ms', 'min', 'max']
-    titles += ['images/s'] * (case.images is not None)
-    titles += [f'time / {case.base}'] * (base is not None)
-    titles += ['peak MiB'] * with_memory
-    titles += [f'MiB / {case.base}'] * (with_memory and base is not None)
-    titles += ['error'] * bool(case.same)
-    out = PrettyTable(titles)
-    out.align = 'r'
-    out.align[case.name] = 'l'
-    for row in result.rows:
-        cells = [row.variant]
-        cells += [form.format(values[row.variant]) for values, form in case.columns.values()]
-        cells += [f'{1000 * s:.2f}' for s in (row.median, min(row.seconds), max(row.seconds))]
-        if case.images is not None:
-            cells.append(f'{case.images / row.median:.2f}')
-        if base is not None:
-            cells.append(f'{row.ratio(base):.3f}')
-        if with_memory:
-            cells.append('-' if row.memory is None else f'{row.memory / 2**20:.1f}')
-            if base is not None:
-                known = row.memory is not None and base.memory
-                cells.append(f'{row.memory / base.memory:.3f}' if known else '-')
-        if case.same:
-            cells.append('-' if row.error is None else f'{row.error:.1e}')
-        out.add_row(cells)
-    lines = [str(out)]
+    with_memory = any(row.memory is not None for row in rows)
+    columns: dict[str, tuple[Callable[[Measured], Any], str]] = {
+        case.name: (lambda row: row.variant, '{}'),
+        **{
+            title: (lambda row, known=known: known[row.variant], form)
+            for title, (known, form) in case.columns.items()
+        },
+        'median ms': (lambda row: 1000 * row.median, '{:.2f}'),
+        'min': (lambda row: 1000 * min(row.seconds), '{:.2f}'),
+        'max': (lambda row: 1000 * max(row.seconds), '{:.2f}'),
+    }
+    if case.images is not None:
+        columns['images/s'] = lambda row: case.images / row.median, '{:.2f}'
+    if base is not None:
+        columns[f'time / {case.base}'] = lambda row: row.ratio(base), '{:.3f}'
+    if with_memory:
+        columns['peak MiB'] = lambda row: row.mib, '{:.1f}'
+    if with_memory and base is not None:
+        columns[f'MiB / {case.base}'] = lambda row: row.memory_ratio(base), '{:.3f}'
+    if case.same:
+        columns['error'] = lambda row: row.error, '{:.1e}'
+    lines = [text_table(rows, columns)]
     for first, second in case.compare:
-        if not {first, second} <= set(case.variants):
-            continue
-        a, b = result[first], result[second]
-        line = f'{first} takes {a.ratio(b):.3g} times as long as {second}'
-        if a.memory is not None and b.memory:
-            line += f', {a.memory / b.memory:.3g} times the memory'
-        lines.append(line)
+        if {first, second} <= set(case.variants):
+            a, b = result[first], result[second]
+            lines.append(f'{first} takes {a.ratio(b):.3g} times as long as {second}')
+            memory = a.memory_ratio(b)
+            lines[-1] += '' if memory is None else f', {memory:.3g} times the memory'
     return '\n'.join(lines)
 
 
+@exits_on_input_error
 def run(
     cases: Sequence[Case],
     args: argparse.Namespace,
@@ -433,15 +552,12 @@ def run(
         return []
     # Asked before hours of measuring.
     outputs = Outputs(Path(script).stem, configs_of(args), args.overwrite)
-    try:
-        outputs.check(args.json)
-    except InputError as error:
-        raise SystemExit(str(error)) from error
+    outputs.check(args.json)
     with_memory = not args.no_memory and any(case.memory for case in cases)
     head = header(what, args, with_memory)
     print(head, flush=True)
     results = []
-    try:
+    with memory_for(smaller):
         memory: list[dict] = [{} for _ in cases]
         if with_memory and not on_gpu(args.device):
             # Before anything large lives here: Linux counts it into the peak of a child process.
@@ -452,12 +568,8 @@ def run(
                 print(f'{number} of {len(cases)} cases timed', file=sys.stderr)
             else:
                 print(report(results[-1]), flush=True)
-    except torch.cuda.OutOfMemoryError as error:
-        reason = str(error).splitlines()[0]
-        raise SystemExit(f'out of memory ({reason}): give a smaller {smaller}') from error
     if args.json:
-        rows = [row for result in results for row in result.as_json()]
-        content = dict(setup=head, results=rows)
+        content = dict(setup=head, results=[row for r in results for row in r.as_json()])
         outputs.write(args.json, json.dumps(content, indent=2) + '\n')
     return results
 

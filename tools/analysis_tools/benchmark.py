@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import io
 import json
-import os
 import statistics
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -27,27 +26,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-ROOT = Path(__file__).resolve().parents[2]
-if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
-    sys.path.insert(0, str(ROOT))
-
-# First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import (  # isort: skip
-    Outputs,
-    add_overwrite,
-    check_checkpoint,
-    config_files,
-    exits_on_input_error,
-    read_config,
-)
+import _harness as harness  # isort: skip  (beside this script, and first: it finds the package)
 
 import torch
-from _harness import (  # beside this script
-    load_what_a_step_loads,
-    measure,
-    resident_peak,
-)
-from mmengine.config import Config, DictAction
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import AmpOptimWrapper, build_optim_wrapper
@@ -56,11 +38,18 @@ from mmengine.runner.amp import autocast
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
-from prettytable import PrettyTable
+from torch import nn
 
 from mmseg_fusion.analysis.counting import forget_pretrained
 from mmseg_fusion.channels import image_channels
 from mmseg_fusion.checkpoints import fit, read_checkpoint
+from mmseg_fusion.cli import (
+    Outputs,
+    check_checkpoint,
+    config_files,
+    exits_on_input_error,
+    read_config,
+)
 from mmseg_fusion.fusions import is_single_value
 
 Mode = Literal['inference', 'train']
@@ -96,41 +85,29 @@ class Timing:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('config', help='any MMSegmentation config')
-    parser.add_argument('--compare', metavar='CONFIG2', help='a second config, in turn')
-    parser.add_argument('--checkpoint', help='weights of CONFIG; they change no speed')
-    parser.add_argument('--mode', choices=['inference', 'train'], default='inference')
-    parser.add_argument(
-        '--shape',
-        type=int,
-        nargs='+',
-        metavar='N',
-        help='height and width of an image, or one side; default: the training crop',
-    )
-    parser.add_argument(
-        '--batch-size', type=int, help="default: 1 for inference, the config's for training"
-    )
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--repeat', type=int, default=20, help='steps that are timed; default: 20')
-    parser.add_argument('--warmup', type=int, default=3, help='steps before them; default: 3')
-    parser.add_argument('--amp', action='store_true', help='mixed precision; bfloat16 on the CPU')
-    parser.add_argument('--json', type=Path, metavar='FILE', help='write all numbers to FILE too')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
-    add_overwrite(parser)
-    # One config's peak of resident memory, measured in a process of its own.
-    parser.add_argument('--only-memory', action='store_true', help=argparse.SUPPRESS)
+    parser = harness.make_parser(__doc__, repeat=20, warmup=3, amp=True)
+    add = parser.add_argument
+    side = 'height and width of an image, or one side; default: the training crop'
+    batch = "default: 1 for inference, the config's for training"
+    add('config', help='any MMSegmentation config')
+    add('--compare', metavar='CONFIG2', help='a second config, in turn')
+    add('--checkpoint', help='weights of CONFIG; they change no speed')
+    add('--mode', choices=['inference', 'train'], default='inference')
+    add('--shape', type=int, nargs='+', metavar='N', help=side)
+    add('--batch-size', type=int, help=batch)
+    add('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
     args = parser.parse_args(argv)
+    # What a process of its own is started with: parsed options could not be handed on.
+    args.argv = list(sys.argv[1:] if argv is None else argv)
     if args.shape is not None and (len(args.shape) > 2 or min(args.shape) < 1):
         given = ' '.join(map(str, args.shape))
         parser.error(f'argument --shape: expected H W or one side, positive, got {given}')
-    for name, least in (('batch_size', 1), ('repeat', 1), ('warmup', 0)):
+    for name, least in (('batch_size', 1), ('repeat', 1), ('warmup', 0), ('threads', 1)):
         value = getattr(args, name)
         if value is not None and value < least:
             option = '--' + name.replace('_', '-')
             parser.error(f'argument {option}: expected at least {least}, got {value}')
-    if args.device.startswith('cuda') and not torch.cuda.is_available():
-        parser.error(f'argument --device: {args.device} asked for, but torch sees no CUDA device')
+    harness.check_device(parser, args)
     return args
 
 
@@ -166,6 +143,16 @@ def synthetic_batch(
     return dict(inputs=list(images.to(device)), data_samples=samples)
 
 
+def build_model(model: ConfigDict, shape: tuple[int, int], device: str) -> nn.Module:
+    """A model for one process, on images of a shape, without its pretrained weights."""
+    model = copy.deepcopy(model)
+    forget_pretrained(model)
+    if (model.get('data_preprocessor') or {}).get('size'):
+        # In training it pads smaller images to the size of the crop.
+        model.data_preprocessor.size = shape
+    return revert_sync_batchnorm(MODELS.build(model)).to(device)
+
+
 def make_step(
     cfg: Config,
     mode: Mode,
@@ -181,37 +168,69 @@ def make_step(
         The function, and the precision it computes in.
     """
     init_default_scope(cfg.get('default_scope') or 'mmseg')
-    cfg = Config(cfg.to_dict())
-    forget_pretrained(cfg.model)
-    if mode == 'train' and (cfg.model.get('data_preprocessor') or {}).get('size'):
-        # It pads smaller images to the size of the crop.
-        cfg.model.data_preprocessor.size = shape
-    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    model = build_model(cfg.model, shape, device)
     if checkpoint:
         fit(model, read_checkpoint(checkpoint), checkpoint)
-    model = model.to(device)
     batch = synthetic_batch(shape, batch_size, model.num_classes, device, image_channels(model))
+    model.train(mode == 'train')
 
     if mode == 'inference':
-        model.eval()
 
         def step():
             with torch.no_grad(), autocast(enabled=amp):
                 return model.test_step(batch)
     else:
-        if amp and cfg.optim_wrapper.get('type', 'OptimWrapper') == 'OptimWrapper':
-            cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        optim_wrapper = copy.deepcopy(cfg.optim_wrapper)
+        if amp and optim_wrapper.get('type', 'OptimWrapper') == 'OptimWrapper':
+            optim_wrapper.type = 'AmpOptimWrapper'
         # Constructors with a decay per layer print every parameter.
         with contextlib.redirect_stdout(io.StringIO()):
-            wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+            wrapper = build_optim_wrapper(model, optim_wrapper)
         amp = isinstance(wrapper, AmpOptimWrapper)
-        model.train()
 
         def step():
             return model.train_step(batch, wrapper)
 
     half = 'bfloat16' if device == 'cpu' else 'float16'
     return step, f'mixed with {half}' if amp else 'float32'
+
+
+# --- decode heads alone ---------------------------------------------------------------------------
+
+
+def read_model(path: str, head_type: str) -> ConfigDict:
+    """The model of a config whose decode head is of a type, without its pretrained weights.
+
+    Raises:
+        SystemExit: there is no such file, or its decode head is another one.
+    """
+    # Advice for training.
+    MMLogger.get_instance('benchmark', log_level='ERROR')
+    cfg = read_config(path)
+    init_default_scope(cfg.get('default_scope') or 'mmseg')
+    head = (cfg.get('model') or {}).get('decode_head')
+    if not isinstance(head, dict) or head.get('type') != head_type:
+        given = head.get('type') if isinstance(head, dict) else head
+        raise SystemExit(f'{path}: model.decode_head must be of type {head_type}, got {given}')
+    forget_pretrained(cfg.model)
+    return cfg.model
+
+
+def level_shapes(
+    model: ConfigDict, shape: tuple[int, int], batch_size: int
+) -> list[tuple[int, ...]]:
+    """Shapes of the backbone's levels for a batch of images."""
+    with torch.device('meta'):
+        backbone = revert_sync_batchnorm(MODELS.build(model.backbone))
+        # Not chained: the train() of some backbones returns nothing.
+        backbone.eval()
+        levels = backbone(torch.empty(batch_size, image_channels(model), *shape))
+    return [tuple(level.shape) for level in levels]
+
+
+def build_head(model: ConfigDict) -> nn.Module:
+    """The decode head, for one process."""
+    return revert_sync_batchnorm(MODELS.build(model.decode_head))
 
 
 # --- measuring -----------------------------------------------------------------------------------
@@ -229,77 +248,68 @@ def memory_note(device: str) -> str:
     return f'peak memory: {how};\nweights, and in training gradients and optimizer states, included'
 
 
-def memory_on_cpu(args: argparse.Namespace, config: str, checkpoint: str | None) -> int | None:
-    """Runs this script on one config in a process of its own."""
-    command = [sys.executable, __file__, config, '--only-memory', '--device', 'cpu']
-    command += ['--mode', args.mode, '--batch-size', str(args.batch_size)]
-    command += ['--shape', *map(str, args.shape)]
-    command += ['--amp'] * args.amp
-    command += ['--checkpoint', checkpoint] if checkpoint else []
-    # The options as they were typed: parsed ones could not be handed on.
-    command += ['--cfg-options', *args.typed_options] if args.typed_options else []
-    # glibc would keep what is freed for later: then the peak depends on what came before.
-    env = dict(os.environ, MALLOC_MMAP_THRESHOLD_='65536')
-    result = subprocess.run(command, env=env, capture_output=True, text=True)
-    if result.returncode:
-        raise SystemExit(f'{config}: {result.stderr[-2000:]}')
-    return json.loads(result.stdout.splitlines()[-1])
+def step_of(
+    cfg: Config, checkpoint: str | None, args: argparse.Namespace
+) -> tuple[Callable[[], object], str]:
+    """:func:`make_step` as the command line has it."""
+    shape, size = args.shape, args.batch_size
+    return make_step(cfg, args.mode, shape, size, args.device, args.amp, checkpoint)
 
 
-def typed_options(argv: Sequence[str]) -> list[str]:
-    """The words after ``--cfg-options`` on a command line."""
-    words = list(argv)
-    if '--cfg-options' not in words:
-        return []
-    words = words[words.index('--cfg-options') + 1 :]
-    end = next((i for i, word in enumerate(words) if word.startswith('--')), len(words))
-    return words[:end]
+def memory_here(cfg: Config, checkpoint: str | None, args: argparse.Namespace) -> int | None:
+    """Builds the model of one config and runs it in this process."""
+
+    def work() -> None:
+        step, _ = step_of(cfg, checkpoint, args)
+        # The second step is the first with the states of the optimizer.
+        for _ in range(harness.MEMORY_STEPS):
+            step()
+
+    return harness.peak_of(work, args.device, fresh=True)
+
+
+def memory_on_cpu(args: argparse.Namespace, number: int) -> int | None:
+    """Runs this script on the first or second config in a process of its own."""
+    return harness.all_memory_apart(__file__, args.argv, number)
 
 
 # --- report --------------------------------------------------------------------------------------
 
 
-def _size(number: int | None) -> str:
-    return '-' if number is None else f'{number / 2**20:.0f} MiB'
-
-
 def report(timings: Sequence[Timing], args: argparse.Namespace) -> str:
     """The printed text."""
     what = 'training step' if args.mode == 'train' else 'inference'
-    if args.device == 'cpu':
-        device = f'CPU, {torch.get_num_threads()} thread(s)'
-    else:
-        device = torch.cuda.get_device_name(args.device)
     height, width = args.shape
+    device = harness.device_name(args.device)
     lines = [
         f'{what}: {args.batch_size} image(s) of {height} x {width}, {device}, torch '
         f'{torch.__version__}',
         f'{args.repeat} repeats after {args.warmup} to warm up'
         + (', the two configs in turn' if len(timings) > 1 else ''),
     ]
-    table = PrettyTable(
-        ['config', 'median ms', 'min ms', 'max ms', 'images/s', 'peak memory', 'precision']
-    )
-    table.align = 'r'
-    table.align['config'] = 'l'
-    for t in timings:
-        times = [f'{1000 * s:.2f}' for s in (t.median, min(t.seconds), max(t.seconds))]
-        row = [Path(t.config).stem, *times, f'{t.images_per_second:.2f}']
-        table.add_row([*row, _size(t.peak_memory), t.precision])
-    lines.append(str(table))
+    columns = {
+        'config': (lambda t: Path(t.config).stem, '{}'),
+        'median ms': (lambda t: 1000 * t.median, '{:.2f}'),
+        'min ms': (lambda t: 1000 * min(t.seconds), '{:.2f}'),
+        'max ms': (lambda t: 1000 * max(t.seconds), '{:.2f}'),
+        'images/s': (lambda t: t.images_per_second, '{:.2f}'),
+        'peak memory': (lambda t: t.peak_memory and t.peak_memory / 2**20, '{:.0f} MiB'),
+        'precision': (lambda t: t.precision, '{}'),
+    }
+    lines.append(harness.text_table(timings, columns))
     if len(timings) > 1:
         first, second = timings
         lines.append(f'time, second / first: {second.median / first.median:.3f} (of the medians)')
         if first.peak_memory and second.peak_memory:
             lines.append(f'memory, second / first: {second.peak_memory / first.peak_memory:.3f}')
-    lines.append(memory_note(args.device))
+    if not args.no_memory:
+        lines.append(memory_note(args.device))
     return '\n'.join(lines)
 
 
 @exits_on_input_error
 def main(argv: Sequence[str] | None = None) -> list[Timing]:
     args = parse_args(argv)
-    args.typed_options = typed_options(sys.argv[1:] if argv is None else argv)
     # A line per parameter of the optimizer, and advice for training.
     MMLogger.get_instance('benchmark', log_level='ERROR')
     warnings.filterwarnings('ignore', module='mm')
@@ -316,40 +326,23 @@ def main(argv: Sequence[str] | None = None) -> list[Timing]:
     if args.batch_size is None:
         loader = loaded[0].get('train_dataloader') or {}
         args.batch_size = loader.get('batch_size', 2) if args.mode == 'train' else 1
-    on_gpu = args.device.startswith('cuda')
+    if args.threads:
+        torch.set_num_threads(args.threads)
 
-    steps, peaks, precisions = [], [], []
+    # The weights are the first config's.
+    chosen = list(zip(loaded, [args.checkpoint, None]))
     try:
-        for config, cfg in zip(configs, loaded):
-            checkpoint = args.checkpoint if config is args.config else None
-            if on_gpu:
-                torch.cuda.synchronize(args.device)
-                before = torch.cuda.memory_allocated(args.device)
-                torch.cuda.reset_peak_memory_stats(args.device)
-            elif not args.only_memory:
-                peaks.append(memory_on_cpu(args, config, checkpoint))
-            else:
-                load_what_a_step_loads()
-                before = resident_peak()
-            step, precision = make_step(
-                cfg, args.mode, args.shape, args.batch_size, args.device, args.amp, checkpoint
-            )
-            if on_gpu or args.only_memory:
-                # The second step is the first with the states of the optimizer.
-                for _ in range(2):
-                    step()
-            if on_gpu:
-                peaks.append(torch.cuda.max_memory_allocated(args.device) - before)
-            elif args.only_memory:
-                print(json.dumps(None if before is None else resident_peak() - before))
+        with harness.memory_for('--batch-size or --shape'):
+            if args.only_memory:
+                print(json.dumps(memory_here(*chosen[args.only_memory - 1], args)))
                 return []
-            steps.append(step)
-            precisions.append(precision)
-        seconds = measure(steps, args.repeat, args.warmup, args.device)
-    except torch.cuda.OutOfMemoryError as error:
-        raise SystemExit(
-            f'out of memory ({str(error).splitlines()[0]}): give a smaller --batch-size or --shape'
-        ) from error
+            peaks: list[int | None] = [None] * len(chosen)
+            if not args.no_memory and harness.on_gpu(args.device):
+                peaks = [memory_here(*one, args) for one in chosen]
+            elif not args.no_memory:
+                peaks = [memory_on_cpu(args, number) for number in range(1, 1 + len(chosen))]
+            steps, precisions = zip(*(step_of(*one, args) for one in chosen))
+            seconds = harness.measure(steps, args.repeat, args.warmup, args.device)
     except ValueError as error:
         if not is_single_value(error):
             raise

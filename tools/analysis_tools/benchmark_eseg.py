@@ -1,15 +1,13 @@
 """Frames per second and latency of ESeg's six sizes, DeepLabV3+ and PSPNet beside them.
 
-::
-
     python tools/analysis_tools/benchmark_eseg.py [--shape H W] [--precision fp16]
     python tools/analysis_tools/benchmark_eseg.py --backend onnxruntime --device cpu
     python tools/analysis_tools/benchmark_eseg.py --head-saving
 
-All models take turns in one process, on noise: from normalized images to logits as the head forms
-them, or with ``--argmax`` to labels in the size of the image. Pretrained weights are not loaded:
-they change no speed. ``--head-saving`` compares the decode head of ESeg, which scales each level
-before it enlarges it, with the order of the equation: enlarge, then scale.
+The images are normalized noise, the results logits as the head forms them, or with ``--argmax``
+labels in the size of the image. Pretrained weights are not loaded: they change no speed.
+``--head-saving`` compares the decode head of ESeg, which scales each level before it enlarges it,
+with the order of the equation: enlarge, then scale.
 """
 
 from __future__ import annotations
@@ -23,15 +21,10 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
-    sys.path.insert(0, str(ROOT))
+import _harness as harness  # isort: skip  (beside this script, and first: it finds the package)
+
 sys.path.append(str(Path(__file__).resolve().parents[1] / 'deployment'))
 
-# First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import CONFIGS, read_config  # isort: skip
-
-import _harness as harness  # beside this script
 import torch
 from export_onnx import (  # in tools/deployment
     Deployed,
@@ -52,6 +45,7 @@ from torch import Tensor
 
 from mmseg_fusion.analysis.counting import count
 from mmseg_fusion.channels import image_channels
+from mmseg_fusion.cli import CONFIGS, read_config
 from mmseg_fusion.models.decode_heads import ESegHead
 
 SIZES = ('lite-s', 'lite-m', 'lite-l', 's', 'm', 'l')
@@ -66,20 +60,15 @@ PARTS = ('sum', 'head')
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = harness.make_parser(__doc__, repeat=20, warmup=3, batch_size=1)
-    parser.add_argument(
-        '--models',
-        nargs='+',
-        default=list(DEFAULT),
-        metavar='MODEL',
-        help='configs, or names of files in configs/_base_/models; default: ' + ' '.join(DEFAULT),
-    )
-    harness.add_shape(parser, 1024, 2048)
-    parser.add_argument('--precision', choices=list(DTYPES), default='fp32')
-    parser.add_argument('--backend', choices=['torch', 'onnxruntime'], default='torch')
-    parser.add_argument('--argmax', action='store_true', help='to labels in the size of the image')
-    parser.add_argument('--channels-last', action='store_true', help="torch's memory format")
-    parser.add_argument('--head-saving', action='store_true', help="ESegHead's sum in both orders")
+    parser = harness.make_parser(__doc__, repeat=20, warmup=3, batch_size=1, shape=(1024, 2048))
+    add = parser.add_argument
+    what = 'configs, or names of files in configs/_base_/models; default: ' + ' '.join(DEFAULT)
+    add('--models', nargs='+', default=list(DEFAULT), metavar='MODEL', help=what)
+    add('--precision', choices=list(DTYPES), default='fp32')
+    add('--backend', choices=['torch', 'onnxruntime'], default='torch')
+    add('--argmax', action='store_true', help='to labels in the size of the image')
+    add('--channels-last', action='store_true', help="torch's memory format")
+    add('--head-saving', action='store_true', help="ESegHead's sum in both orders")
     args = harness.parse(parser, argv)
     if args.backend == 'onnxruntime':
         if args.precision == 'bf16':
@@ -109,6 +98,12 @@ def read_models(names: Sequence[str]) -> dict[str, Config]:
             raise SystemExit(f'--models: {name!r} is neither a config nor one of {known}')
         configs[path.stem] = read_config(str(path))
     return configs
+
+
+def noise(shapes: Sequence[Sequence[int]], args: argparse.Namespace) -> list[Tensor]:
+    """Inputs in the precision that is asked for."""
+    tensors = harness.noise(shapes, args.device, False, torch.randn)
+    return [x.to(DTYPES[args.precision]) for x in tensors]
 
 
 def torch_step(module: Deployed, image: Tensor, channels_last: bool = False) -> harness.Step:
@@ -149,10 +144,8 @@ def times_case(configs: dict[str, Config], args: argparse.Namespace) -> harness.
     counts = {name: count(cfg, args.shape) for name, cfg in configs.items()}
 
     def step(name: str) -> harness.Step:
-        generator = torch.Generator().manual_seed(0)
         shape = (args.batch_size, image_channels(configs[name].model), *args.shape)
-        image = torch.randn(shape, generator=generator)
-        image = image.to(device=args.device, dtype=DTYPES[args.precision])
+        (image,) = noise([shape], args)
         torch.manual_seed(0)
         module = Deployed(build(configs[name]), args.shape, argmax=args.argmax)
         if args.backend == 'torch':
@@ -168,10 +161,7 @@ def times_case(configs: dict[str, Config], args: argparse.Namespace) -> harness.
         step,
         # Where ESeg-S is not measured, the first model takes its place.
         base=REFERENCE if REFERENCE in configs else next(iter(configs)),
-        columns={
-            'M parameters': ({name: c.params / 1e6 for name, c in counts.items()}, '{:.2f}'),
-            'G multiply-adds': ({name: c.flops / 1e9 for name, c in counts.items()}, '{:.2f}'),
-        },
+        columns=harness.count_columns(counts),
         images=args.batch_size,
         memory=False,
     )
@@ -194,14 +184,9 @@ def enlarge_then_scale(head: ESegHead, levels: Sequence[Tensor]) -> Tensor:
 
 def pyramid(head: ESegHead, args: argparse.Namespace) -> list[Tensor]:
     """Noise in the sizes of P2 and the levels above."""
-    generator = torch.Generator().manual_seed(0)
-    height, width = (-(-side // 4) for side in args.shape)
-    levels = []
-    for _ in head.in_channels:
-        x = torch.randn(args.batch_size, head.channels, height, width, generator=generator)
-        levels.append(x.to(device=args.device, dtype=DTYPES[args.precision]))
-        height, width = -(-height // 2), -(-width // 2)
-    return levels
+    strides = [2**level for level in range(2, 2 + len(head.in_channels))]
+    sizes = [[-(-side // stride) for side in args.shape] for stride in strides]
+    return noise([(args.batch_size, head.channels, *size) for size in sizes], args)
 
 
 def build_heads(cfg: Config, args: argparse.Namespace) -> dict[str, ESegHead]:

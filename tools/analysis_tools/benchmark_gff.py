@@ -1,36 +1,27 @@
 """Time and peak memory of a training step with each fusion of GFF's table 1, and with DFP.
 
-::
-
     python tools/analysis_tools/benchmark_gff.py [--config CONFIG] [--shape H W] [--mode inference]
     python tools/analysis_tools/benchmark_gff.py --whole
 
-The variants are the GFFHead of a config (configs/_base_/models/gff_r50-d8.py) with ``fusion`` and
-``dfp`` exchanged, and its context alone, which is the baseline. They take turns in one process.
-Measured is the decode head on noise in the shapes of the backbone's levels, forward and backward,
-to the weights and to the levels; with ``--whole`` a step of the whole model, backbone, auxiliary
+The variants are a config's GFFHead with ``fusion`` and ``dfp`` exchanged, and its context alone,
+the baseline. Measured is the decode head on noise in the shapes of the backbone's levels, forward
+and backward to weights and levels; with ``--whole`` a step of the whole model, backbone, auxiliary
 head, loss and optimizer included. Pretrained weights are not loaded: they change no speed.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import inspect
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
-    sys.path.insert(0, str(ROOT))
+import _harness as harness  # isort: skip  (beside this script, and first: it finds the package)
 
-# First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import CONFIGS  # isort: skip
-
-import _harness as harness  # beside this script
 import torch
-from _steps import build_head, copy_model, level_shapes, module_step, noise, read_model
-from benchmark import make_step
+from _harness import noise
+from benchmark import build_head, level_shapes, make_step, read_model
 from mmengine.config import Config, ConfigDict
 from torch import Tensor, nn
 
@@ -66,22 +57,12 @@ COMMON = (
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = harness.make_parser(__doc__, batch_size=2)
+    config = ('gff_r50-d8', 'GFFHead')
+    parser = harness.make_parser(__doc__, batch_size=2, amp=True, shape=(512, 512), config=config)
+    names, choice = list(VARIANTS), 'of: ' + ', '.join(map(repr, VARIANTS)) + '; default: all'
     parser.add_argument(
-        '--config',
-        default=str(CONFIGS.resolve() / '_base_' / 'models' / 'gff_r50-d8.py'),
-        help='with a GFFHead; default: configs/_base_/models/gff_r50-d8.py',
+        '--variants', nargs='+', choices=names, default=names, metavar='VARIANT', help=choice
     )
-    parser.add_argument(
-        '--variants',
-        nargs='+',
-        choices=list(VARIANTS),
-        default=list(VARIANTS),
-        metavar='VARIANT',
-        help='of: ' + ', '.join(map(repr, VARIANTS)) + '; default: all',
-    )
-    harness.add_shape(parser, 512, 512)
-    harness.add_amp(parser)
     parser.add_argument('--whole', action='store_true', help='the whole model, not the head alone')
     parser.add_argument('--mode', choices=['train', 'inference'], default='train')
     args = harness.parse(parser, argv)
@@ -95,7 +76,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def vary(model: ConfigDict, variant: str) -> ConfigDict:
     """The model with the variant's decode head."""
-    model = copy_model(model)
+    model = copy.deepcopy(model)
     head, change = model.decode_head, VARIANTS[variant]
     if change is not None:
         neck, own = change
@@ -115,15 +96,12 @@ def vary(model: ConfigDict, variant: str) -> ConfigDict:
 def head_step(head: nn.Module, levels: Sequence[Tensor], args: argparse.Namespace) -> harness.Step:
     """A function that runs one step of a decode head."""
 
-    def forward() -> Tensor:
-        with harness.autocast(args):
-            return head(levels)
-
     def backward(logits: Tensor) -> None:
         logits.backward(torch.ones_like(logits))
 
-    head.to(args.device)
-    return module_step(head, levels, forward, backward if args.mode == 'train' else None)
+    return harness.module_step(
+        head, levels, lambda: head(levels), backward if args.mode == 'train' else None, args
+    )
 
 
 def whole_step(model: ConfigDict, args: argparse.Namespace) -> harness.Step:
@@ -154,10 +132,7 @@ def make_case(args: argparse.Namespace) -> harness.Case:
         variants,
         build,
         base=BASE,
-        columns={
-            'M parameters': ({v: c.params / 1e6 for v, c in counts.items()}, '{:.2f}'),
-            'G multiply-adds': ({v: c.flops / 1e9 for v, c in counts.items()}, '{:.2f}'),
-        },
+        columns=harness.count_columns(counts),
     )
 
 

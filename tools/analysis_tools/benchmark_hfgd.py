@@ -1,48 +1,28 @@
 """Time and peak memory of HFGD: its axial attention, and its head against the upsampler alone.
 
-::
-
     python tools/analysis_tools/benchmark_hfgd.py [--shapes 1x256x129x257 ...] [--parts attention]
     python tools/analysis_tools/benchmark_hfgd.py --parts train inference [--shape H W]
 
 ``attention``: the column and the row pass of axial attention with four heads, forward and backward
-to query, key and value; the 1x1 convolutions that make these are the same in both variants and left
-out.
-
-- ``fused``: the layer of the package, on PyTorch's ``scaled_dot_product_attention``;
-- ``plain``: ``softmax(q k^T / sqrt(D)) v`` written out, with attention maps of W x H x H and
-  H x W x W for each head.
+to query, key and value; the 1x1 convolutions that make these are left out.
 
 ``train`` and ``inference``: a step of the decode head of a config on noise in the shapes of the
-backbone's levels; in training with all its losses, and backward to weights and levels.
-
-- ``upsampler``: without encoder, guidance and axial attention;
-- ``+ axial attention``: the upsampler with it;
-- ``HFGD``: the head as it is configured.
-
-The variants of a part take turns in one process. Pretrained weights are not loaded, class-aware
-regularization is left out: tools/analysis_tools/benchmark_car.py times it.
+backbone's levels; in training with all its losses, and backward to weights and levels. Pretrained
+weights are not loaded, class-aware regularization is left out: benchmark_car.py times it.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
-    sys.path.insert(0, str(ROOT))
+import _harness as harness  # isort: skip  (beside this script, and first: it finds the package)
 
-# First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import CONFIGS  # isort: skip
-
-import _harness as harness  # beside this script
 import torch
-from _steps import build_head, copy_model, level_shapes, module_step, noise, read_model
-from benchmark import synthetic_batch
+from _harness import noise
+from benchmark import build_head, level_shapes, read_model, synthetic_batch
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
@@ -54,7 +34,9 @@ HEADS = 4
 #: Output strides 4 and 2 of a crop of 513 x 1025.
 SHAPES: tuple[harness.Shape, ...] = ((1, 256, 129, 257), (1, 256, 258, 514))
 PARTS = ('attention', 'train', 'inference')
-#: The variants of each part; the ratios are to the first.
+#: The variants of each part; the ratios are to the first. The layer of the package, on PyTorch's
+#: ``scaled_dot_product_attention``, and ``softmax(q k^T / sqrt(D)) v`` written out, with attention
+#: maps of W x H x H and H x W x W for each head.
 ATTENTION = ('fused', 'plain')
 HEAD: dict[str, dict] = {
     'upsampler': dict(encoder=None, guidance=False, axial_attention=False),
@@ -64,24 +46,11 @@ HEAD: dict[str, dict] = {
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = harness.make_parser(__doc__, repeat=5, warmup=1, batch_size=1)
+    parser = harness.make_parser(
+        __doc__, repeat=5, warmup=1, batch_size=1, amp=True, shape=(513, 513),
+        shapes=('the value, for attention', SHAPES), config=('hfgd_r50', 'HFGDHead'),
+    )  # fmt: skip
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS, help='default: all')
-    parser.add_argument(
-        '--shapes',
-        type=harness.shape_of,
-        nargs='+',
-        default=list(SHAPES),
-        metavar='NxCxHxW',
-        help='of the value, for attention; default: '
-        + ' '.join('x'.join(map(str, shape)) for shape in SHAPES),
-    )
-    parser.add_argument(
-        '--config',
-        default=str(CONFIGS.resolve() / '_base_' / 'models' / 'hfgd_r50.py'),
-        help='with an HFGDHead; default: configs/_base_/models/hfgd_r50.py',
-    )
-    harness.add_shape(parser, 513, 513)
-    harness.add_amp(parser)
     args = harness.parse(parser, argv)
     for shape in args.shapes:
         if shape[1] % HEADS:
@@ -115,8 +84,7 @@ def build_attention(variant: str, channels: int) -> AxialAttention:
 
 def make_inputs(shape: harness.Shape, device: str) -> list[Tensor]:
     """Query, key and value, of one width."""
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, generator=generator).to(device).requires_grad_() for _ in range(3)]
+    return noise([shape] * 3, device, True, torch.randn)
 
 
 def passes(layer: AxialAttention, inputs: Sequence[Tensor]) -> Tensor:
@@ -131,13 +99,11 @@ def attention_step(
     """A function that runs both passes forward and backward and gives their result."""
     layer = build_attention(variant, inputs[0].shape[1]).to(args.device)
 
-    def step() -> Tensor:
+    def forward() -> Tensor:
         with harness.autocast(args):
-            out = passes(layer, inputs)
-        torch.autograd.grad(out, inputs, torch.ones_like(out))
-        return out.detach()
+            return passes(layer, inputs)
 
-    return step
+    return harness.gradient_step(forward, inputs)
 
 
 def attention_case(shape: harness.Shape, args: argparse.Namespace) -> harness.Case:
@@ -158,7 +124,7 @@ def attention_case(shape: harness.Shape, args: argparse.Namespace) -> harness.Ca
 
 def vary(model: ConfigDict, variant: str) -> ConfigDict:
     """The model with the variant's decode head."""
-    model = copy_model(model)
+    model = copy.deepcopy(model)
     model.decode_head.update(HEAD[variant])
     return model
 
@@ -167,19 +133,17 @@ def head_step(
     head: nn.Module, levels: Sequence[Tensor], mode: str, args: argparse.Namespace
 ) -> harness.Step:
     """A function that runs one step of a decode head: its losses, or its logits."""
-    head.to(args.device)
     # Of a batch only the labels are taken.
     batch = synthetic_batch(args.shape, args.batch_size, head.num_classes, args.device, channels=1)
     samples = batch['data_samples']
 
     def forward() -> object:
-        with harness.autocast(args):
-            return head.loss(levels, samples, {}) if mode == 'train' else head(levels)
+        return head.loss(levels, samples, {}) if mode == 'train' else head(levels)
 
     def backward(losses: dict[str, Tensor]) -> None:
         sum(value for name, value in losses.items() if 'loss' in name).backward()
 
-    return module_step(head, levels, forward, backward if mode == 'train' else None)
+    return harness.module_step(head, levels, forward, backward if mode == 'train' else None, args)
 
 
 def head_case(mode: str, args: argparse.Namespace) -> harness.Case:

@@ -1,41 +1,28 @@
 """Time and peak memory of ASPP and of both forms of KSAC's pyramid; where `auto` is wrong.
 
-::
-
     python tools/analysis_tools/benchmark_ksac.py [--case CHANNELS SIDE] [--mode inference]
     python tools/analysis_tools/benchmark_ksac.py --rule
 
-The modules take turns in one process, on noise: MMSegmentation's ASPPModule, and
-KernelSharingAtrousConv with a convolution per rate (`dilated`) and with nine products for all rates
-(`shared_taps`). A training step is forward and backward, to the weights and to the input. `--rule`
-measures the two forms over a grid of shapes, which is what `choose_implementation` was made from,
-and lists the cases in which it takes the slower one.
+A training step is forward and backward, to the weights and to the input. `--rule` measures the two
+forms over a grid of shapes, which is what `choose_implementation` was made from, and lists the
+cases in which it takes the slower one.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
-    sys.path.insert(0, str(ROOT))
+import _harness as harness  # isort: skip  (beside this script, and first: it finds the package)
 
-# First of all: it meets the third-party quirks before anything of mmseg is imported.
-import mmseg_fusion  # noqa: F401  isort: skip
-
-import _harness as harness  # beside this script
 import torch
-from _steps import module_step
 from mmseg.models.decode_heads.aspp_head import ASPPModule
-from prettytable import PrettyTable
 from torch import Tensor, nn
 
 from mmseg_fusion.models.layers import KernelSharingAtrousConv
 from mmseg_fusion.models.layers.kernel_sharing import choose_implementation
 
+#: MMSegmentation's module; KSAC's with a convolution per rate; with nine products for all rates.
 VARIANTS = ('ASPP', 'dilated', 'shared_taps')
 
 #: Input channels and side of the level: ResNet at output stride 16 and 8, MobileNetV2 at 16.
@@ -52,33 +39,23 @@ TOLERANCE = 1.05
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = harness.make_parser(__doc__, batch_size=1)
-    parser.add_argument(
-        '--case',
-        type=int,
-        nargs=2,
-        action='append',
-        metavar=('CHANNELS', 'SIDE'),
-        help='input channels and side of the level; may be given several times; default: '
-        + ', '.join(f'{c} {s}' for c, s in CASES),
-    )
-    parser.add_argument(
-        '--rates',
-        type=int,
-        nargs='+',
-        help='default: 6 12 18 and 1 6 12 18 24, doubled above a side of 48',
-    )
-    parser.add_argument('--rule', action='store_true', help='the grid that the rule is from')
-    parser.add_argument('--mode', choices=['train', 'inference'], help='default: train; both')
-    parser.add_argument('--channels', type=int, default=256, help='output channels; default: 256')
-    parser.add_argument('--channels-last', action='store_true')
-    harness.add_amp(parser)
+    parser = harness.make_parser(__doc__, batch_size=1, amp=True)
+    add = parser.add_argument
+    several = 'input channels and side of the level; may be given several times; default: '
+    several += ', '.join(f'{c} {s}' for c, s in CASES)
+    rates = 'default: 6 12 18 and 1 6 12 18 24, doubled above a side of 48'
+    pair = ('CHANNELS', 'SIDE')
+    add('--case', type=int, nargs=2, action='append', metavar=pair, help=several)
+    add('--rates', type=int, nargs='+', help=rates)
+    add('--rule', action='store_true', help='the grid that the rule is from')
+    add('--mode', choices=['train', 'inference'], help='default: train; both')
+    add('--channels', type=int, default=256, help='output channels; default: 256')
+    add('--channels-last', action='store_true')
     args = harness.parse(parser, argv, channels=1)
-    for name in ('case', 'rates'):
-        given = getattr(args, name) or []
-        flat = [v for pair in given for v in pair] if name == 'case' else given
-        if any(v < 1 for v in flat):
-            text = ' '.join(map(str, flat))
+    sizes = [number for pair in args.case or () for number in pair]
+    for name, given in (('case', sizes), ('rates', args.rates or ())):
+        if any(number < 1 for number in given):
+            text = ' '.join(map(str, given))
             parser.error(f'argument --{name}: expected positive numbers, got {text}')
     return args
 
@@ -92,14 +69,10 @@ def build(variant: str, in_channels: int, rates: tuple[int, ...], channels: int)
 
 def noise(in_channels: int, side: int, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     """The input, and the gradient of each output."""
-    generator = torch.Generator().manual_seed(0)
+    shapes = [(args.batch_size, c, side, side) for c in (in_channels, args.channels)]
     form = torch.channels_last if args.channels_last else torch.contiguous_format
-    x, gradient = (
-        torch.randn(args.batch_size, c, side, side, generator=generator)
-        .to(args.device)
-        .contiguous(memory_format=form)
-        for c in (in_channels, args.channels)
-    )
+    tensors = harness.noise(shapes, args.device, False, torch.randn)
+    x, gradient = (tensor.contiguous(memory_format=form) for tensor in tensors)
     return x, gradient
 
 
@@ -109,16 +82,13 @@ def make_step(
     """A function that runs one step."""
     x.requires_grad_(mode == 'train')
 
-    def forward() -> Sequence[Tensor]:
-        with harness.autocast(args):
-            out = module(x)
-        return [out] if isinstance(out, Tensor) else out
+    def backward(out: Tensor | Sequence[Tensor]) -> None:
+        outs = [out] if isinstance(out, Tensor) else out
+        torch.autograd.backward(outs, [gradient.to(o.dtype) for o in outs])
 
-    def backward(out: Sequence[Tensor]) -> None:
-        torch.autograd.backward(out, [gradient.to(o.dtype) for o in out])
-
-    module.to(args.device)
-    return module_step(module, [x], forward, backward if mode == 'train' else None)
+    return harness.module_step(
+        module, [x], lambda: module(x), backward if mode == 'train' else None, args
+    )
 
 
 def make_case(
@@ -168,17 +138,18 @@ def slowdown(result: harness.Result) -> float:
 
 def judge(results: Sequence[harness.Result]) -> str:
     """A row per case, and what the rule gets wrong."""
-    table = PrettyTable(
-        ['channels', 'side', 'rates', 'mode', 'shared / dilated', 'auto', 'its slowdown']
-    )
-    table.align = 'r'
-    for r in results:
-        info = r.case.info
-        row = [info['in_channels'], info['side'], ' '.join(map(str, info['rates'])), info['mode']]
-        row += [f'{r.ratio("shared_taps", "dilated"):.3f}', info['auto']]
-        table.add_row([*row, f'{slowdown(r):.3f}' + ' wrong' * (slowdown(r) > TOLERANCE)])
     wrong = [r for r in results if slowdown(r) > TOLERANCE]
     lost = [r for r in wrong if r.case.info['auto'] == 'shared_taps']
+    columns = {
+        'channels': (lambda r: r.case.info['in_channels'], '{}'),
+        'side': (lambda r: r.case.info['side'], '{}'),
+        'rates': (lambda r: ' '.join(map(str, r.case.info['rates'])), '{}'),
+        'mode': (lambda r: r.case.info['mode'], '{}'),
+        'shared / dilated': (lambda r: r.ratio('shared_taps', 'dilated'), '{:.3f}'),
+        'auto': (lambda r: r.case.info['auto'], '{}'),
+        'its slowdown': (lambda r: f'{slowdown(r):.3f}' + ' wrong' * (r in wrong), '{}'),
+    }
+    table = harness.text_table(results, columns, 'r')
     if wrong:
         verdict = (
             f'`auto` takes the slower form in {len(wrong)} of {len(results)} cases, at worst '

@@ -12,31 +12,22 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
-    sys.path.insert(0, str(ROOT))
+import _harness as harness  # isort: skip  (beside this script, and first: it finds the package)
 
-# First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import read_config  # isort: skip
-
-import _harness as harness  # beside this script
 import torch
-from benchmark import synthetic_batch
+from benchmark import build_model, synthetic_batch
 from mmcv.cnn import ConvModule
-from mmengine.config import Config, DictAction
-from mmengine.model import revert_sync_batchnorm
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmseg.models.utils import resize
-from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from mmseg_fusion.analysis.counting import forget_pretrained
 from mmseg_fusion.channels import image_channels
+from mmseg_fusion.cli import read_config
 from mmseg_fusion.fusions import (
     Fusion,
     FusionTracer,
@@ -47,30 +38,17 @@ from mmseg_fusion.fusions import (
     plan_equalization,
 )
 
+VARIANTS = ('plain', 'fold', 'module', 'batch norm after upsampling')
+
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = harness.make_parser(__doc__, repeat=20, warmup=3, batch_size=4)
-    parser.add_argument('config', help='any MMSegmentation config whose decode head concatenates')
-    harness.add_shape(parser, 128, 128)
-    parser.add_argument(
-        '--part',
-        choices=('model', 'head'),
-        default='model',
-        help='the whole model, or its decode head alone on fixed features',
-    )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
+    parser = harness.make_parser(__doc__, repeat=20, warmup=3, batch_size=4, shape=(128, 128))
+    add = parser.add_argument
+    part = 'the whole model, or its decode head alone on fixed features'
+    add('config', help='any MMSegmentation config whose decode head concatenates')
+    add('--part', choices=('model', 'head'), default='model', help=part)
+    add('--cfg-options', nargs='+', action=DictAction, help='key=value overrides')
     return harness.parse(parser, argv)
-
-
-def build(cfg: Config, args: argparse.Namespace, decode_head: dict | None = None) -> nn.Module:
-    model = copy.deepcopy(cfg.model)
-    if decode_head is not None:
-        model.decode_head = decode_head
-    forget_pretrained(model)
-    if (model.get('data_preprocessor') or {}).get('size'):
-        # It pads smaller images to the size of the crop.
-        model.data_preprocessor.size = tuple(args.shape)
-    return revert_sync_batchnorm(MODELS.build(model)).to(args.device)
 
 
 def branch_ends(head: nn.Module, run: Callable[[], object]) -> list[str]:
@@ -109,10 +87,9 @@ def variants(cfg: Config, args: argparse.Namespace) -> tuple[dict[str, nn.Module
     head = cfg.model.decode_head
     if not isinstance(head, dict):
         raise SystemExit('model.decode_head must be one head, not a cascade')
-    plain = build(cfg, args)
-    batch = synthetic_batch(
-        tuple(args.shape), args.batch_size, plain.num_classes, args.device, image_channels(plain)
-    )
+    plain = build_model(cfg.model, args.shape, args.device)
+    channels = image_channels(plain)
+    batch = synthetic_batch(args.shape, args.batch_size, plain.num_classes, args.device, channels)
 
     def run(_=None) -> None:
         plain._run_forward(plain.data_preprocessor(batch, True), mode='loss')
@@ -133,17 +110,9 @@ def variants(cfg: Config, args: argparse.Namespace) -> tuple[dict[str, nn.Module
         layers=[f.name.partition('.')[2] for f in fusions],
         branches=branch_ends(plain.decode_head, run),
     )
-    models = {
-        'plain': plain,
-        'fold': folded,
-        'module': explicit,
-        'batch norm after upsampling': build(cfg, args, normed),
-    }
+    other = build_model(ConfigDict(cfg.model, decode_head=normed), args.shape, args.device)
+    models = dict(zip(VARIANTS, (plain, folded, explicit, other)))
     return {name: model.train() for name, model in models.items()}, batch
-
-
-#: Names of the four models.
-VARIANTS = ('plain', 'fold', 'module', 'batch norm after upsampling')
 
 
 def make_step(model: nn.Module, batch: dict, cfg: Config, part: str) -> harness.Step:
