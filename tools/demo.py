@@ -39,16 +39,15 @@ matplotlib.use('Agg')
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
-from matplotlib.patches import Patch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
+from mmseg_fusion.analysis.figures import WHITE, class_colours, patch
 from mmseg_fusion.engine.runner import CheckedRunner
 
 CONFIG = ROOT / 'configs/fusion_shapes/upernet_r18_scale-eq_1xb4-1k_fusion-shapes-128x128.py'
 #: The least that the final mIoU has to be, in units of the best constant prediction's.
 REQUIRED = 5.0
-WHITE = (255, 255, 255)
 
 
 def shorten(cfg: Config, iters: int) -> None:
@@ -143,8 +142,7 @@ def draw_scenes(
 ) -> None:
     """A panel: one column per scene with image, truth and prediction, and the classes below."""
     classes, palette = metainfo['classes'], metainfo['palette']
-    colours = np.full((256, 3), WHITE, np.uint8)
-    colours[: len(palette)] = palette
+    colours = class_colours(palette)
     rows = ('image', 'truth', 'prediction')
     width = 1.9 * len(scenes) + 0.6
     figure, axes = plt.subplots(
@@ -157,10 +155,8 @@ def draw_scenes(
             axis.set(xticks=[], yticks=[])
             if column == 0:
                 axis.set_ylabel(rows[row], fontsize=12)
-    handles = [
-        Patch(facecolor=np.array(colour) / 255, edgecolor='0.4', label=name)
-        for name, colour in [*zip(classes, palette), ('ignored', WHITE)]
-    ]
+    handles = [patch(colour, name) for name, colour in zip(classes, palette)]
+    handles.append(patch(WHITE, 'ignored'))
     figure.suptitle(title, fontsize=13)
     figure.legend(
         handles=handles,

@@ -19,6 +19,16 @@ from mmseg.models.decode_heads import DAHead
 from torch import nn
 
 from ..models.decode_heads import SequentialDualAttentionHead
+from .figures import (
+    WHITE,
+    class_colours,
+    class_patches,
+    legend_below,
+    new_figure,
+    patch,
+    short,
+    shown_ids,
+)
 
 SPATIAL, CHANNEL, PREDICTION = 'spatial attention', 'channel attention', 'prediction'
 _NAMES = {'pam': SPATIAL, 'cam': CHANNEL}
@@ -31,7 +41,6 @@ _MARKS = {
     _ALL_WRONG: ('conflict, all wrong', (70, 60, 80)),
     _UNKNOWN: ('conflict', (235, 140, 30)),
 }
-_WHITE = (255, 255, 255)
 
 
 def branches_of(head: nn.Module) -> dict[str, int]:
@@ -292,81 +301,66 @@ def draw_conflicts(
     Raises:
         ValueError: there is nothing to draw.
     """
-    # Without pyplot, which would keep the figure and choose a backend for the whole process.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch, Rectangle
-
     if not examples:
         raise ValueError('draw_conflicts: expected at least one example, got none')
-    classes, palette = metainfo['classes'], metainfo['palette']
-    colours = np.full((256, 3), _WHITE, np.uint8)
-    colours[: len(palette)] = palette
     with_truth = any(e.truth is not None for e in examples)
     names = [name for name in examples[0].answers if name != PREDICTION]
     columns = ['image', *(['truth'] if with_truth else []), *names, PREDICTION, 'conflicts']
     ratio = float(np.mean([e.image.shape[0] / e.image.shape[1] for e in examples]))
     cell = 2.4
-    size = (cell * len(columns) + 0.3, (cell * ratio + 0.28) * len(examples) + 1.3)
-    figure = Figure(figsize=size, layout='constrained')
-    FigureCanvasAgg(figure)
+    width = cell * len(columns) + 0.3
+    figure = new_figure(width, (cell * ratio + 0.28) * len(examples) + 1.3)
     axes = figure.subplots(len(examples), len(columns), squeeze=False)
-    shown, marked = set(), set()
-    for row, example in zip(axes, examples):
-        kinds = conflict_map(example, ignore_index)
-        maps = {**example.answers}
-        if example.truth is not None:
-            maps['truth'] = example.truth
-        shown.update(*(np.unique(m).tolist() for m in maps.values()))
-        marked.update(np.unique(kinds).tolist())
-        # Pale and grey, so that the marks stand out.
-        grey = cv2.cvtColor(example.image, cv2.COLOR_RGB2GRAY)
-        marks = np.repeat((128 + grey // 2)[..., None], 3, 2)
-        for kind, (_, colour) in _MARKS.items():
-            marks[kinds == kind] = colour
-        pictures = {'image': example.image, 'conflicts': marks}
-        pictures.update({name: colours[m] for name, m in maps.items()})
-        boxes = _boxes(kinds)
-        for axis, name in zip(row, columns):
-            axis.set(xticks=[], yticks=[])
-            if name not in pictures:
-                axis.axis('off')
-                continue
-            axis.imshow(pictures[name], interpolation='nearest')
-            for left, top, width, height in boxes:
-                for edge, line in (('black', 2.6), ('white', 1.3)):
-                    axis.add_patch(
-                        Rectangle((left, top), width, height, fill=False, ec=edge, lw=line)
-                    )
-        counts = example.conflicts.shares()
-        label = f'conflict {counts["disagree"]:.1f} %'
-        label += f', lost {counts["lost"]:.1f} %' if 'lost' in counts else ''
-        row[-1].set_xlabel(label, fontsize=9)
-        # As much as fits below a column; the end tells names apart.
-        name = example.name if len(example.name) <= 34 else f'...{example.name[-31:]}'
-        row[0].set_xlabel(name, fontsize=9)
+    colours = class_colours(metainfo['palette'])
+    kinds = [conflict_map(example, ignore_index) for example in examples]
+    for row, example, kind in zip(axes, examples, kinds):
+        _draw_example(example, kind, dict(zip(columns, row)), colours)
     for axis, name in zip(axes[0], columns):
         # With one branch the prediction is the answer of the attention behind it.
         behind = f'\n({CHANNEL if names[0] == SPATIAL else SPATIAL})' if len(names) == 1 else ''
         axis.set_title(name + behind if name == PREDICTION else name, fontsize=11)
-    handles = [
-        Patch(facecolor=np.array(palette[i]) / 255, edgecolor='0.4', label=classes[i])
-        for i in sorted(shown)
-        if i < len(classes)
-    ]
+    shown = shown_ids(ids for example in examples for ids in _maps(example).values())
+    handles = class_patches(shown, metainfo['classes'], metainfo['palette'])
     if ignore_index in shown:
-        handles.append(Patch(facecolor='white', edgecolor='0.4', label='ignored'))
-    handles += [
-        Patch(facecolor=np.array(colour) / 255, edgecolor='0.4', label=name)
-        for kind, (name, colour) in _MARKS.items()
-        if kind in marked
-    ]
-    figure.legend(
-        handles=handles,
-        loc='outside lower center',
-        ncols=max(2, round(size[0] / 2.1)),
-        frameon=False,
-        fontsize=9,
-    )
+        handles.append(patch(WHITE, 'ignored'))
+    marked = shown_ids(kinds)
+    handles += [patch(colour, name) for kind, (name, colour) in _MARKS.items() if kind in marked]
+    legend_below(figure, handles, max(2, round(width / 2.1)))
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=110)
+
+
+def _maps(example: Example) -> dict[str, np.ndarray]:
+    """Class ids by the name of their column."""
+    truth = {} if example.truth is None else {'truth': example.truth}
+    return {**example.answers, **truth}
+
+
+def _draw_example(
+    example: Example, kinds: np.ndarray, panels: Mapping[str, Any], colours: np.ndarray
+) -> None:
+    """One row; ``panels`` are its axes by the name of the column."""
+    from matplotlib.patches import Rectangle
+
+    # Pale and grey, so that the marks stand out.
+    grey = cv2.cvtColor(example.image, cv2.COLOR_RGB2GRAY)
+    marks = np.repeat((128 + grey // 2)[..., None], 3, 2)
+    for kind, (_, colour) in _MARKS.items():
+        marks[kinds == kind] = colour
+    pictures = {name: colours[ids] for name, ids in _maps(example).items()}
+    pictures.update(image=example.image, conflicts=marks)
+    boxes = [(box, line) for box in _boxes(kinds) for line in (('black', 2.6), ('white', 1.3))]
+    for name, axis in panels.items():
+        axis.set(xticks=[], yticks=[])
+        if name not in pictures:
+            axis.axis('off')
+            continue
+        axis.imshow(pictures[name], interpolation='nearest')
+        for (left, top, width, height), (edge, line) in boxes:
+            box = Rectangle((left, top), width, height, fill=False, ec=edge, lw=line)
+            axis.add_patch(box)
+    counts = example.conflicts.shares()
+    label = f'conflict {counts["disagree"]:.1f} %'
+    label += f', lost {counts["lost"]:.1f} %' if 'lost' in counts else ''
+    panels['conflicts'].set_xlabel(label, fontsize=9)
+    panels['image'].set_xlabel(short(example.name, 34), fontsize=9)

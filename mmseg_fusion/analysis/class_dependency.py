@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .figures import new_figure
 from .layer_features import IGNORE, InputError, Side, find_layer, observe
 
 Similarity = Literal['softmax', 'dot', 'cosine']
@@ -33,6 +34,8 @@ SIMILARITY_NAMES = {
     'dot': r'similarity, $\mu\,\mu^T/\sqrt{C}$',
     'cosine': 'cosine similarity',
 }
+#: Cells of absent classes; their hatches and names.
+_PALE, _GREY = '#d9d9d9', '#9a9a9a'
 
 
 class ClassCenters:
@@ -330,11 +333,7 @@ def draw_dependency(
         title: of the picture.
         similarity: what the numbers are.
     """
-    # Without pyplot, which would keep the figure and choose a backend for the whole process.
-    from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch, Rectangle
+    from matplotlib.patches import Patch
 
     count = len(classes)
     # Names stay readable when they are many: the picture grows with them.
@@ -344,63 +343,67 @@ def draw_dependency(
     names = max(map(len, classes)) * font * 0.6 / 72 + 0.15
     width = names + len(maps) * (side + 0.3) + 1.7
     height = side + names + (0.9 if title else 0.6) + 0.35
-    figure = Figure(figsize=(max(width, 6.0), height), layout='constrained')
-    FigureCanvasAgg(figure)
+    figure = new_figure(max(width, 6.0), height)
     axes = figure.subplots(1, len(maps), squeeze=False, sharey=True)[0]
-    values = torch.stack([entry.matrix for entry in maps])
-    finite = values[values.isfinite()]
-    high = finite.max().item() if len(finite) else 1.0
-    low = finite.min().item() if len(finite) else 0.0
-    if similarity == 'softmax':
-        # A row sums to 1: where it is uniform it has half of the scale, not the brightest colour.
-        low, high = 0.0, max(high, min(1.0, 2 / count))
-    elif similarity == 'cosine':
-        low, high = min(0.0, low), 1.0
-    colours = colormaps['inferno'].copy()
-    colours.set_bad('#d9d9d9')
-    grey = '#9a9a9a'
-    any_absent = False
-    for ax, entry in zip(axes, maps):
-        drawn = ax.imshow(
-            np.ma.masked_invalid(entry.matrix.numpy()),
-            cmap=colours,
-            vmin=low,
-            vmax=high if high > low else low + 1.0,
-            interpolation='nearest',
-        )
-        absent = entry.matrix.diagonal().isnan().tolist()
-        any_absent |= any(absent)
-        for i, gone in enumerate(absent):
-            if gone:
-                for corner, w, h in (((-0.5, i - 0.5), count, 1), ((i - 0.5, -0.5), 1, count)):
-                    ax.add_patch(
-                        Rectangle(corner, w, h, fill=False, hatch='////', edgecolor=grey, lw=0)
-                    )
+    limits = _limits(maps, similarity)
+    absent = np.array([entry.matrix.diagonal().isnan().tolist() for entry in maps])
+    for ax, entry, gone in zip(axes, maps, absent):
+        drawn = _draw_map(ax, entry, limits)
         ax.set_xticks(range(count), classes, rotation=90, fontsize=font)
         ax.set_yticks(range(count), classes, fontsize=font)
         ax.tick_params(length=2, pad=2, labelleft=ax is axes[0])
-        labels = [ax.get_xticklabels()]
-        if len(maps) == 1:
-            labels.append(ax.get_yticklabels())
-        for ticks in labels:
-            for tick, gone in zip(ticks, absent):
-                if gone:
-                    tick.set_color(grey)
+        _grey_names(ax.get_xticklabels(), gone)
         diagonal, others = diagonal_means(entry.matrix)
         ax.set_title(
             f'{entry.name}\nmean diagonal {diagonal:.3f}, off diagonal {others:.4f}',
             fontsize=min(11.0, max(8.0, side * 2.1)),
         )
     # Shared ticks: a name is grey on the left where the class is absent from every map.
-    for i, tick in enumerate(axes[0].get_yticklabels()):
-        if all(math.isnan(entry.matrix[i, i]) for entry in maps):
-            tick.set_color(grey)
+    _grey_names(axes[0].get_yticklabels(), absent.all(0))
     bar = figure.colorbar(drawn, ax=list(axes), fraction=0.04, pad=0.01, aspect=max(15, 4 * side))
     bar.set_label(SIMILARITY_NAMES[similarity], fontsize=max(9.0, font))
     bar.ax.tick_params(labelsize=max(8.0, font))
-    if any_absent:
-        patch = Patch(facecolor='#d9d9d9', edgecolor=grey, hatch='////', label='class absent')
-        figure.legend(handles=[patch], loc='outside lower left', frameon=False, fontsize=9)
+    if absent.any():
+        hatched = Patch(facecolor=_PALE, edgecolor=_GREY, hatch='////', label='class absent')
+        figure.legend(handles=[hatched], loc='outside lower left', frameon=False, fontsize=9)
     if title:
         figure.suptitle(title, fontsize=12)
     figure.savefig(path, dpi=130)
+
+
+def _limits(maps: Sequence[Dependency], similarity: Similarity) -> tuple[float, float]:
+    """Both ends of the colour scale that all maps share."""
+    values = torch.stack([entry.matrix for entry in maps])
+    finite = values[values.isfinite()]
+    high = finite.max().item() if len(finite) else 1.0
+    low = finite.min().item() if len(finite) else 0.0
+    if similarity == 'softmax':
+        # A row sums to 1: where it is uniform it has half of the scale, not the brightest colour.
+        low, high = 0.0, max(high, min(1.0, 2 / values.shape[-1]))
+    elif similarity == 'cosine':
+        low, high = min(0.0, low), 1.0
+    return low, high if high > low else low + 1.0
+
+
+def _draw_map(ax: Any, entry: Dependency, limits: tuple[float, float]) -> Any:
+    """One map, its absent classes hatched; returns what a colour bar is made for."""
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
+    colours = colormaps['inferno'].copy()
+    colours.set_bad(_PALE)
+    values = np.ma.masked_invalid(entry.matrix.numpy())
+    low, high = limits
+    drawn = ax.imshow(values, cmap=colours, vmin=low, vmax=high, interpolation='nearest')
+    count = len(values)
+    for i in entry.matrix.diagonal().isnan().nonzero().flatten().tolist():
+        for corner, w, h in (((-0.5, i - 0.5), count, 1), ((i - 0.5, -0.5), 1, count)):
+            box = Rectangle(corner, w, h, fill=False, hatch='////', edgecolor=_GREY, lw=0)
+            ax.add_patch(box)
+    return drawn
+
+
+def _grey_names(ticks: Sequence[Any], absent: Sequence[bool]) -> None:
+    for tick, gone in zip(ticks, absent):
+        if gone:
+            tick.set_color(_GREY)

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .figures import legend_below, new_figure
 from .layer_features import IGNORE, DataInfo, InputError, Observation, check_classes
 from .pixel_relation import wrapped
 
@@ -508,9 +509,6 @@ def draw_embeddings(
         title: of the picture.
         seed: of the order.
     """
-    # Without pyplot, which would keep the figure and choose a backend for the whole process.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     drawn, counts = np.unique(labels, return_counts=True)
@@ -523,10 +521,7 @@ def draw_embeddings(
     per_line = max(2, int(panel * len(maps) / 1.9))
     lines = math.ceil(len(drawn) / per_line)
     above = 0.2 * (1 + max(head.count('\n') for head in heads)) + 0.3 * bool(title)
-    figure = Figure(
-        figsize=(panel * len(maps) + 0.2, panel + above + 0.22 * lines + 0.2), layout='constrained'
-    )
-    FigureCanvasAgg(figure)
+    figure = new_figure(panel * len(maps) + 0.2, panel + above + 0.22 * lines + 0.2)
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
     # Pale and dark colours of a palette are seen on grey alone.
     ground = '#e4e4e4'
@@ -547,13 +542,7 @@ def draw_embeddings(
         )
         for c, n in zip(drawn.tolist(), counts.tolist())
     ]  # fmt: skip
-    figure.legend(
-        handles=handles,
-        loc='outside lower center',
-        ncols=min(len(handles), per_line),
-        frameon=False,
-        fontsize=9,
-    )
+    legend_below(figure, handles, min(len(handles), per_line))
     if title:
         figure.suptitle(title, fontsize=11)
     path = Path(path)

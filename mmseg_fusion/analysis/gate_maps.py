@@ -20,6 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from ..models.necks.gated_fully_fusion import GATED, GatedFullyFusion
+from .figures import (
+    WHITE,
+    class_colours,
+    class_patches,
+    legend_below,
+    new_figure,
+    patch,
+    short,
+    shown_ids,
+)
 from .layer_features import (
     IGNORE,
     DataInfo,
@@ -342,8 +352,7 @@ def draw_gate_maps(
         raise ValueError('draw_gate_maps: expected at least one image, got none')
     plain = ['image', *(['label'] if labelled(views) else []), 'prediction']
     figure, axes = _panels(views, len(plain) + len(views[0].gates))
-    colours = np.full((max(IGNORE + 1, len(info.palette)), 3), 255, np.uint8)
-    colours[: len(info.palette)] = info.palette
+    colours = class_colours(info.palette)
     for view, (row, *below) in zip(views, axes):
         _draw_plain(view, dict(zip(plain, row)), colours)
         _draw_gates(view, row[len(plain) :])
@@ -359,18 +368,12 @@ def draw_gate_maps(
 
 def _panels(views: Sequence[GateMaps], columns: int) -> tuple[Figure, np.ndarray]:
     """A figure, and its axes by view, row and column: a second row where gates were set to 0."""
-    # Without pyplot, which would keep the figure and choose a backend for the whole process.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = 2 if views[0].zeroed else 1
     ratios = [view.seen.placement.size[0] / view.seen.placement.size[1] for view in views]
     cell = 2.5
     # A name below and two lines above; one line above what is marked.
     heights = [h for r in ratios for h in (cell * r + 0.5, cell * r + 0.2)[:rows]]
-    size = (cell * columns + 0.9, sum(heights) + 0.8)
-    figure = Figure(figsize=size, layout='constrained')
-    FigureCanvasAgg(figure)
+    figure = new_figure(cell * columns + 0.9, sum(heights) + 0.8)
     grid = dict(height_ratios=heights)
     axes = figure.subplots(rows * len(views), columns, squeeze=False, gridspec_kw=grid)
     for ax in axes.flat:
@@ -386,10 +389,7 @@ def _draw_plain(view: GateMaps, panels: Mapping[str, Any], colours: np.ndarray) 
         picture = seen.image if name == 'image' else colours[getattr(seen, name)]
         ax.imshow(picture, extent=(0, width, height, 0))
         ax.set_title(name, fontsize=10)
-    # As much as fits below a column; the end tells names apart.
-    name = Path(seen.path).name
-    short = name if len(name) <= 36 else f'...{name[-33:]}'
-    panels['image'].set_xlabel(short, fontsize=9)
+    panels['image'].set_xlabel(short(Path(seen.path).name, 36), fontsize=9)
 
 
 def _draw_gates(view: GateMaps, row: Sequence[Any]) -> None:
@@ -408,22 +408,14 @@ def _draw_gates(view: GateMaps, row: Sequence[Any]) -> None:
 
 def _add_legend(figure: Figure, views: Sequence[GateMaps], info: DataInfo) -> None:
     """The classes of all predictions, and of the labels where every image has one."""
-    from matplotlib.patches import Patch
-
     maps = [view.seen.prediction for view in views]
     if labelled(views):
         maps += [view.seen.label for view in views]
-    shown = sorted({number for ids in maps for number in np.unique(ids).tolist()})
-    handles = [
-        Patch(facecolor=np.array(info.palette[i]) / 255, edgecolor='0.4', label=info.classes[i])
-        for i in shown
-        if i < len(info.classes)
-    ]
+    shown = shown_ids(maps)
+    handles = class_patches(shown, info.classes, info.palette)
     if IGNORE in shown and len(info.classes) <= IGNORE:
-        handles.append(Patch(facecolor='white', edgecolor='0.4', label='ignored'))
-    columns = max(2, round(figure.get_figwidth() / 1.6))
-    where = 'outside lower center'
-    figure.legend(handles=handles, loc=where, ncols=columns, frameon=False, fontsize=9)
+        handles.append(patch(WHITE, 'ignored'))
+    legend_below(figure, handles, max(2, round(figure.get_figwidth() / 1.6)))
 
 
 def _extent(seen: Observation) -> tuple[float, float, float, float]:

@@ -12,13 +12,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from .figures import WHITE, class_colours, class_patches, legend_below, new_figure, patch, shown_ids
 from .layer_features import IGNORE, DataInfo, InputError, Observation, Placement
 
 PixelSimilarity = Literal['dot', 'cosine', 'softmax']
@@ -263,87 +264,71 @@ def draw_relations(
     Raises:
         InputError: there is no pixel to draw.
     """
-    # Without pyplot, which would keep the figure and choose a backend for the whole process.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
     if not points:
         raise InputError(f'{seen[0].path} has no class to take a pixel from; give one with --point')
     height, width = seen[0].placement.size
-    extent = (0, width, height, 0)
     label = seen[0].label
     columns = 1 + (label is not None) + 2 * len(seen)
     panel_width = 2.7
     panel_height = min(5.0, max(1.2, panel_width * height / width))
-    used = {int(c) for s in seen for c in np.unique(s.prediction)}
-    used |= {int(c) for c in np.unique(label)} if label is not None else set()
-    used = sorted(c for c in used if 0 <= c < len(info.classes))
+    used = shown_ids([*(s.prediction for s in seen), *([] if label is None else [label])])
+    used = [c for c in used if 0 <= c < len(info.classes)]
     per_line = max(3, int(columns * panel_width / 1.6))
     lines = math.ceil((len(used) + 1) / per_line)
-    figure = Figure(
-        figsize=(
-            columns * panel_width + 0.55 * len(seen) + 0.4,
-            len(points) * (panel_height + 0.35) + 0.25 * lines + 0.8,
-        ),
-        layout='constrained',
+    figure = new_figure(
+        columns * panel_width + 0.55 * len(seen) + 0.4,
+        len(points) * (panel_height + 0.35) + 0.25 * lines + 0.8,
     )
-    FigureCanvasAgg(figure)
     axes = figure.subplots(len(points), columns, squeeze=False)
-    colours = np.full((256, 3), 255, np.uint8)
-    colours[: len(info.palette)] = info.palette[:255]
-
-    def painted(ids: np.ndarray) -> np.ndarray:
-        return colours[np.where((ids >= 0) & (ids < len(info.palette)), ids, 255)]
-
-    for r, (point, row) in enumerate(zip(points, relations)):
-        rest = iter(axes[r])
-        ax = next(rest)
-        ax.imshow(seen[0].image, extent=extent)
+    extent = (0, width, height, 0)
+    titles = ['image'] + ['label'] * (label is not None)
+    first = len(titles)
+    titles += [wrapped(f'{name}: {what}') for name in names for what in ('relation', 'prediction')]
+    for number, (row, point, of_models) in enumerate(zip(axes, points, relations)):
+        heads = titles.copy() if number == 0 else [''] * columns
         name = '' if point.category is None else info.classes[point.category]
-        ax.set_ylabel(f'{name}\n({point.x}, {point.y})'.strip(), fontsize=10)
-        if r == 0:
-            ax.set_title('image', fontsize=10)
+        row[0].imshow(seen[0].image, extent=extent)
+        row[0].set_ylabel(f'{name}\n({point.x}, {point.y})'.strip(), fontsize=10)
         if label is not None:
-            ax = next(rest)
-            ax.imshow(painted(label), extent=extent, interpolation='nearest')
-            if r == 0:
-                ax.set_title('label', fontsize=10)
-        for k, (relation, view) in enumerate(zip(row, seen)):
-            ax = next(rest)
-            heat = over_image(relation.values, view.placement)
-            limits = (min(0.0, float(heat.min())), 1.0) if similarity == 'cosine' else (None, None)
-            grey = np.repeat(view.image.mean(2, keepdims=True) / 255, 3, 2)
-            ax.imshow(0.35 + 0.65 * grey, extent=extent)
-            drawn = ax.imshow(
-                heat, extent=extent, cmap='turbo', alpha=0.72, vmin=limits[0], vmax=limits[1]
-            )
-            bar = figure.colorbar(drawn, ax=ax, fraction=0.046, pad=0.02)
-            bar.ax.tick_params(labelsize=7)
-            bar.solids.set_alpha(1)
-            head = [wrapped(f'{names[k]}: relation')] if r == 0 else []
+            row[1].imshow(_painted(label, info), extent=extent, interpolation='nearest')
+        for k, (relation, view) in enumerate(zip(of_models, seen)):
+            heat, answer = row[first + 2 * k], row[first + 2 * k + 1]
+            _draw_relation(heat, relation, view, similarity)
             if not math.isnan(relation.own):
-                head.append(f'own class {relation.own:.2f}, others {relation.others:.2f}')
-            ax.set_title('\n'.join(head), fontsize=10)
-            ax = next(rest)
-            ax.imshow(painted(view.prediction), extent=extent, interpolation='nearest')
-            if r == 0:
-                ax.set_title(wrapped(f'{names[k]}: prediction'), fontsize=10)
-        for ax in axes[r]:
+                note = f'own class {relation.own:.2f}, others {relation.others:.2f}'
+                heads[first + 2 * k] = f'{heads[first + 2 * k]}\n{note}'.lstrip()
+            painted = _painted(view.prediction, info)
+            answer.imshow(painted, extent=extent, interpolation='nearest')
+        for ax, head in zip(row, heads):
+            ax.set_title(head, fontsize=10)
             ax.plot(point.x + 0.5, point.y + 0.5, 'o', ms=6, color='#e8112d', mec='white', mew=1.2)
             ax.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
-    handles = [
-        Patch(facecolor=colours[c] / 255, edgecolor='0.4', label=info.classes[c]) for c in used
-    ]
-    if label is not None and (painted(label) == 255).all(2).any():
-        handles.append(Patch(facecolor='white', edgecolor='0.4', label='ignored'))
-    figure.legend(
-        handles=handles,
-        loc='outside lower center',
-        ncols=min(len(handles), per_line),
-        frameon=False,
-        fontsize=9,
-    )
+    handles = class_patches(used, info.classes, info.palette)
+    if label is not None and (_painted(label, info) == 255).all(2).any():
+        handles.append(patch(WHITE, 'ignored'))
+    legend_below(figure, handles, min(len(handles), per_line))
     subtitle = f'relation = {SIMILARITY_NAMES[similarity]}'
     figure.suptitle(f'{title}\n{subtitle}' if title else subtitle, fontsize=11)
     figure.savefig(path, dpi=110)
+
+
+def _painted(ids: np.ndarray, info: DataInfo) -> np.ndarray:
+    """Class ids in their colours, white what has none."""
+    colours = class_colours(info.palette[:255])
+    return colours[np.where((ids >= 0) & (ids < len(info.palette)), ids, 255)]
+
+
+def _draw_relation(
+    ax: Any, relation: Relation, view: Observation, similarity: PixelSimilarity
+) -> None:
+    """One relation map over its image, with a colour bar of its own."""
+    height, width = view.placement.size
+    extent = (0, width, height, 0)
+    heat = over_image(relation.values, view.placement)
+    low, high = (min(0.0, float(heat.min())), 1.0) if similarity == 'cosine' else (None, None)
+    grey = np.repeat(view.image.mean(2, keepdims=True) / 255, 3, 2)
+    ax.imshow(0.35 + 0.65 * grey, extent=extent)
+    drawn = ax.imshow(heat, extent=extent, cmap='turbo', alpha=0.72, vmin=low, vmax=high)
+    bar = ax.figure.colorbar(drawn, ax=ax, fraction=0.046, pad=0.02)
+    bar.ax.tick_params(labelsize=7)
+    bar.solids.set_alpha(1)

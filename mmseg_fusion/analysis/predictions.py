@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from prettytable import PrettyTable
 
+from .figures import WHITE, class_colours, class_patches, new_figure, patch, shown_ids
 from .layer_features import IGNORE, DataInfo
 
 #: Of pixels that are lost: only the first of two models has them right; and of those gained.
@@ -247,22 +248,15 @@ def draw_predictions(
     Raises:
         ValueError: there is nothing to draw.
     """
-    # Without pyplot, which would keep the figure and choose a backend for the whole process.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     if not views:
         raise ValueError('draw_predictions: expected at least one image, got none')
-    colours = np.full((IGNORE + 1, 3), 255, np.uint8)
-    colours[: len(info.palette)] = info.palette
+    colours = class_colours(info.palette)
     two = len(names) == 2
     titles = ['image', 'truth', *names] + ['gained and lost'] * two
     ratio = views[0].label.shape[0] / views[0].label.shape[1]
-    figure = Figure(
-        figsize=(2.4 * len(titles), (2.4 * ratio + 0.25) * len(views) + 0.9), layout='constrained'
-    )
-    FigureCanvasAgg(figure)
+    figure = new_figure(2.4 * len(titles), (2.4 * ratio + 0.25) * len(views) + 0.9)
     axes = figure.subplots(len(views), len(titles), squeeze=False)
     for number, view in enumerate(views):
         shape = view.label.shape[::-1]
@@ -281,14 +275,10 @@ def draw_predictions(
             ax.set_xlabel(text, fontsize=8)
             if number == 0:
                 ax.set_title(head, fontsize=9)
-    shown = sorted({int(c) for v in views for a in (v.label, *v.predictions) for c in np.unique(a)})
-    handles = [
-        Patch(facecolor=np.array(info.palette[c]) / 255, edgecolor='0.4', label=info.classes[c])
-        for c in shown
-        if c < len(info.classes)
-    ]
+    shown = shown_ids(ids for view in views for ids in (view.label, *view.predictions))
+    handles = class_patches(shown, info.classes, info.palette)
     if IGNORE in shown:
-        handles.append(Patch(facecolor='white', edgecolor='0.4', label='unlabelled'))
+        handles.append(patch(WHITE, 'unlabelled'))
     if two:
         for what, name, colour in zip(('lost', 'gained'), names, (FIRST, SECOND)):
             label = f'{what}: only {name} is right'

@@ -19,6 +19,7 @@ from mmseg.models.decode_heads.aspp_head import ASPPModule
 from torch import Tensor, nn
 
 from ..models.layers.kernel_sharing import KernelSharingAtrousConv
+from .figures import new_figure
 from .layer_features import InputError
 
 Pyramid = Union[ASPPModule, KernelSharingAtrousConv]
@@ -212,9 +213,6 @@ def draw_rate_maps(
     Raises:
         InputError: a model has no such channel.
     """
-    # Without pyplot, which would keep the figure and choose a backend for the whole process.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     for name, view in zip(names, views):
@@ -229,11 +227,7 @@ def draw_rate_maps(
     ratio = min(max(height / width, 0.5), 2.0)
     rates = sorted({rate for view in views for rate in view.rates})
     side = 2.6
-    figure = Figure(
-        figsize=(side * (len(rates) + 1), 0.5 + len(views) * (0.7 + 2 * side * ratio)),
-        layout='constrained',
-    )
-    FigureCanvasAgg(figure)
+    figure = new_figure(side * (len(rates) + 1), 0.5 + len(views) * (0.7 + 2 * side * ratio))
     blocks = np.atleast_1d(figure.subfigures(len(views), 1, squeeze=True))
     for block, name, view in zip(blocks, names, views):
         kernels = 'one kernel for all rates' if view.shared else 'a kernel for each rate'

@@ -31,6 +31,7 @@ from ..fusions import (
     split_batches,
 )
 from ..images import read_sample
+from .figures import new_figure
 
 #: The three models that are compared, as they are called in table and chart.
 BEFORE, EXPLICIT, FOLDED = 'before', 'equalized', 'folded'
@@ -206,13 +207,8 @@ def draw_report(report: Sequence[BranchReport], path: str | Path, title: str = '
         path: PNG file to write.
         title: of the chart.
     """
-    # Without pyplot, which would keep the figure and choose a backend for the whole process.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     names = list(dict.fromkeys(entry.layer for entry in report))
-    figure = Figure(figsize=(11, 0.9 + 2.6 * len(names)), layout='constrained')
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 0.9 + 2.6 * len(names))
     axes = figure.subplots(len(names), 2, squeeze=False)
     colours = {BEFORE: '#9aa5b1', EXPLICIT: '#d9622b', FOLDED: '#2b6ca3'}
     for row, name in zip(axes, names):
