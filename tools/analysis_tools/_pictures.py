@@ -1,18 +1,34 @@
 """What the tools share that look into trained models and draw: arguments, models, images, tables.
 
-A tool adds the arguments of its own to a :class:`PictureParser`, takes its models of :func:`load`
-and its images of :func:`image_sets`, and does what it alone does. All that it writes goes through
-``args.outputs``.
+A tool imports this file first: it finds the package of a source checkout. The tool adds the
+arguments of its own to a :class:`PictureParser`, takes its models of :func:`load` and its images of
+:func:`image_sets`, and does what it alone does. All that it writes goes through ``args.outputs``.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
+    sys.path.insert(0, str(ROOT))
+
+# First of all: it meets the third-party quirks before anything of mmseg is imported.
+from mmseg_fusion.cli import (  # isort: skip
+    Outputs,
+    add_overwrite,
+    check_at_least,
+    check_checkpoint,
+    check_config,
+    model_files,
+    read_config,
+)
 
 import torch
 from mmengine.config import Config, DictAction
@@ -29,15 +45,6 @@ from mmseg_fusion.analysis.layer_features import (
     find_layer,
     load_segmentor,
     model_names,
-)
-from mmseg_fusion.cli import (
-    Outputs,
-    add_overwrite,
-    check_at_least,
-    check_checkpoint,
-    check_config,
-    model_files,
-    read_config,
 )
 
 

@@ -13,19 +13,13 @@ them was right; writes ``attention_conflicts.csv``, a row per image, and
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
-    sys.path.insert(0, str(ROOT))
-
-# First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import exits_on_input_error, read_config  # isort: skip
+# First: it finds the package, and meets the third-party quirks.
+from _pictures import PictureParser, image_sets, load  # isort: skip
 
 import numpy as np
-from _pictures import PictureParser, image_sets, load  # beside this script
 from mmengine.registry import init_default_scope
 from mmengine.utils import track_iter_progress
 from mmseg.registry import MODELS
@@ -41,6 +35,7 @@ from mmseg_fusion.analysis.attention_conflicts import (
     predict_branches,
 )
 from mmseg_fusion.analysis.layer_features import IMAGE_SUFFIXES, batches, image_files
+from mmseg_fusion.cli import exits_on_input_error, read_config
 from mmseg_fusion.errors import InputError
 from mmseg_fusion.images import read_image
 

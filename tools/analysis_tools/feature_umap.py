@@ -12,17 +12,11 @@ from __future__ import annotations
 
 import argparse
 import functools
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
-    sys.path.insert(0, str(ROOT))
+# First: it finds the package, and meets the third-party quirks.
+from _pictures import PictureParser, image_sets, load, say_layers  # isort: skip
 
-# First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import exits_on_input_error  # isort: skip
-
-from _pictures import PictureParser, image_sets, load, say_layers  # beside this script
 from mmengine.utils import track_iter_progress
 from prettytable import PrettyTable
 
@@ -40,6 +34,7 @@ from mmseg_fusion.analysis.feature_umap import (
     umap_embedding,
 )
 from mmseg_fusion.analysis.layer_features import DataInfo, batches, observe
+from mmseg_fusion.cli import exits_on_input_error
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -13,17 +13,11 @@ the initial weights.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
-    sys.path.insert(0, str(ROOT))
+# First: it finds the package, and meets the third-party quirks.
+from _pictures import PictureParser, image_sets, load  # isort: skip
 
-# First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import exits_on_input_error  # isort: skip
-
-from _pictures import PictureParser, image_sets, load  # beside this script
 from prettytable import PrettyTable
 
 from mmseg_fusion.analysis.gate_maps import (
@@ -37,6 +31,7 @@ from mmseg_fusion.analysis.gate_maps import (
     level_names,
 )
 from mmseg_fusion.analysis.layer_features import batches
+from mmseg_fusion.cli import exits_on_input_error
 from mmseg_fusion.errors import InputError
 
 

@@ -13,18 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
-    sys.path.insert(0, str(ROOT))
-
-# First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import exits_on_input_error  # isort: skip
+# First: it finds the package, and meets the third-party quirks.
+from _pictures import PictureParser, image_sets, load, say_layers  # isort: skip
 
 import numpy as np
-from _pictures import PictureParser, image_sets, load, say_layers  # beside this script
 from prettytable import PrettyTable
 
 from mmseg_fusion.analysis.layer_features import (
@@ -41,6 +35,7 @@ from mmseg_fusion.analysis.pixel_relation import (
     draw_relations,
     relate,
 )
+from mmseg_fusion.cli import exits_on_input_error
 from mmseg_fusion.errors import InputError
 
 

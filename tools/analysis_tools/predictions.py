@@ -12,18 +12,11 @@ mean over the split is and how many images became worse, on the picture as well.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
-    sys.path.insert(0, str(ROOT))
-
-# First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import exits_on_input_error  # isort: skip
-
-from _pictures import Observed, PictureParser, image_sets, load  # beside this script
+# First: it finds the package, and meets the third-party quirks.
+from _pictures import Observed, PictureParser, image_sets, load  # isort: skip
 
 from mmseg_fusion.analysis.layer_features import ImageSet, batches, check_classes, observe
 from mmseg_fusion.analysis.predictions import (
@@ -35,6 +28,7 @@ from mmseg_fusion.analysis.predictions import (
     largest_gains,
     right,
 )
+from mmseg_fusion.cli import exits_on_input_error
 from mmseg_fusion.errors import InputError
 
 

@@ -11,17 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
-    sys.path.insert(0, str(ROOT))
-
-# First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import exits_on_input_error  # isort: skip
-
-from _pictures import PictureParser, image_sets, load, rows_table  # beside this script
+# First: it finds the package, and meets the third-party quirks.
+from _pictures import PictureParser, image_sets, load, rows_table  # isort: skip
 
 from mmseg_fusion.analysis.layer_features import batches
 from mmseg_fusion.analysis.rate_maps import (
@@ -30,6 +23,7 @@ from mmseg_fusion.analysis.rate_maps import (
     rate_maps,
     rate_rows,
 )
+from mmseg_fusion.cli import exits_on_input_error
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

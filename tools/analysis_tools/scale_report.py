@@ -8,17 +8,10 @@ Prints a table and writes ``scale_report.csv`` and ``scale_report.png``.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
-    sys.path.insert(0, str(ROOT))
-
-# First of all: it meets the third-party quirks before anything of mmseg is imported.
-from mmseg_fusion.cli import check_checkpoint, exits_on_input_error, read_config  # isort: skip
-
-from _pictures import PictureParser, rows_table  # beside this script
+# First: it finds the package, and meets the third-party quirks.
+from _pictures import PictureParser, rows_table  # isort: skip
 
 from mmseg_fusion.analysis.scale_report import (
     draw_report,
@@ -26,6 +19,7 @@ from mmseg_fusion.analysis.scale_report import (
     report_rows,
     scale_report,
 )
+from mmseg_fusion.cli import check_checkpoint, exits_on_input_error, read_config
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
