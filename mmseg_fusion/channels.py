@@ -1,6 +1,6 @@
-"""How many channels the images of a model have, and what RGB weights become for other images.
+"""The number of image channels of a model, and RGB weights adapted to other images.
 
-Whoever makes an image for a model asks :func:`image_channels`. Satellite, medical and depth
+Code that makes an image for a model calls :func:`image_channels`. Satellite, medical and depth
 images have one, four or twelve channels.
 """
 
@@ -22,9 +22,9 @@ _NEW = 'Set both to the number of channels of an image'
 def image_channels(model: nn.Module | Mapping[str, Any]) -> int:
     """Channels of the images that a segmentor takes.
 
-    As many as the data preprocessor has means; without any, or with a single one for all channels,
-    as many as the backbone takes: ``in_channels`` in a config, those of its first convolution in a
-    model. 3 where nothing says it.
+    This is the number of means in the data preprocessor. If there is none, or a single mean for all
+    channels, it is the number of channels that the backbone takes: ``in_channels`` in a config, the
+    channels of the first convolution in a model. If neither is given, it is 3.
 
     Args:
         model: a segmentor, or the ``model`` of a config.
@@ -32,16 +32,16 @@ def image_channels(model: nn.Module | Mapping[str, Any]) -> int:
     if isinstance(model, Mapping):
         mean = (model.get('data_preprocessor') or {}).get('mean')
         means = 0 if mean is None else _length(mean)
-        found = _declared(model.get('backbone') or {})[0]
+        channels = _declared(model.get('backbone') or {})[0]
     else:
         mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
         means = 0 if mean is None else mean.numel()
-        found = stem_channels(getattr(model, 'backbone', None))
-    return means if means > 1 else found or RGB
+        channels = stem_channels(getattr(model, 'backbone', None))
+    return means if means > 1 else channels or RGB
 
 
 def stem_channels(backbone: nn.Module | None) -> int | None:
-    """Input channels of the first convolution of a backbone; None where there is none."""
+    """Input channels of the first convolution of a backbone; None if it has none."""
     if backbone is None:
         return None
     convs = (m for m in backbone.modules() if isinstance(m, nn.Conv2d))
@@ -49,11 +49,11 @@ def stem_channels(backbone: nn.Module | None) -> int | None:
 
 
 def check_channels(model: Mapping[str, Any]) -> None:
-    """Stops where data preprocessor and backbone of a config disagree on the channels.
+    """Raises an error if data preprocessor and backbone of a config disagree on the channels.
 
-    Torch would say it in the first step, without the keys. Nothing is said about a segmentor or a
-    data preprocessor that may put channels together itself, nor about a backbone that has no
-    ``in_channels``. A single mean is for all channels.
+    Torch would fail in the first step, and would not name the keys. The check ignores a segmentor
+    or a data preprocessor that may combine channels itself, and a backbone without ``in_channels``.
+    A single mean holds for all channels.
 
     Args:
         model: the ``model`` of a config.
@@ -80,7 +80,7 @@ def check_channels(model: Mapping[str, Any]) -> None:
 
 
 def check_in_channels(backbone: str, in_channels: Any) -> None:
-    """Stops where ``in_channels`` of a backbone is no number of channels.
+    """Raises an error if ``in_channels`` of a backbone is not a number of channels.
 
     Raises:
         ValueError: it is not a whole number of at least 1.
@@ -95,10 +95,10 @@ def check_in_channels(backbone: str, in_channels: Any) -> None:
 def adapt_stem(weight: Tensor, channels: int, name: str = 'stem') -> Tensor:
     """The weight of a pretrained first convolution for images of another number of channels.
 
-    For one channel the kernels of the channels are summed: a grey image gives what its three equal
-    channels gave. For more, they are repeated in turn and scaled by the old number over the new
-    one, so that the sums stay as large; an RGB image repeated in turn gives what it gave, where the
-    number is a multiple. Both as in timm.
+    For one channel the kernels of the channels are summed: a grey image gives the same output as
+    with three equal channels. For more channels the kernels are repeated in turn and scaled by the
+    old number over the new number, so that the sums stay equal. If the new number is a multiple, an
+    RGB image that is repeated in turn gives the same output as before. Both as in timm.
 
     Args:
         weight: (C_out, 1 or 3, kH, kW).
@@ -109,8 +109,8 @@ def adapt_stem(weight: Tensor, channels: int, name: str = 'stem') -> Tensor:
         (C_out, channels, kH, kW); ``weight`` itself where nothing changes.
 
     Raises:
-        CheckpointError: ``weight`` takes neither RGB nor grey images: what another sensor measures
-            has no order that could be repeated.
+        CheckpointError: ``weight`` takes neither RGB nor grey images: the channels of other sensors
+            have no order that could be repeated.
     """
     given = weight.shape[1]
     if given == channels:
@@ -137,8 +137,8 @@ def _class_of(name: Any) -> type | None:
     import mmseg.models  # noqa: F401  (registers)
     from mmseg.registry import MODELS
 
-    found = MODELS.get(name) if isinstance(name, str) else name
-    return found if inspect.isclass(found) else None
+    named = MODELS.get(name) if isinstance(name, str) else name
+    return named if inspect.isclass(named) else None
 
 
 def _declared(backbone: Mapping[str, Any]) -> tuple[int | None, str]:

@@ -1,7 +1,7 @@
-"""Images and masks in two folders: which belong together, what the masks hold, index PNGs of them.
+"""Images and masks in two folders: finds pairs, reads the masks, writes index PNGs.
 
-Shared by the tools, no tool itself. Names without extension are called stems; a stem in a folder
-of its own has the folder in front, ``city/000012``.
+The tools share this module; it is not a tool. A name without its extension is called a stem; the
+stem of a file in a subfolder begins with the folder, ``city/000012``.
 """
 
 from __future__ import annotations
@@ -88,12 +88,12 @@ class Pairs:
 
 
 def files_in(folder: Path, suffixes: Sequence[str], leave_out: Path) -> dict[str, Path]:
-    """Stem and path of all images below a folder; hidden ones and those of a folder in it left out.
+    """Stem and path of all images below a folder, without hidden files and those in ``leave_out``.
 
     Raises:
         InputError: two files have one stem.
     """
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for path in sorted(folder.rglob('*')):
         inside = path.relative_to(folder)
         if path.suffix.lower() not in suffixes or not path.is_file():
@@ -103,13 +103,13 @@ def files_in(folder: Path, suffixes: Sequence[str], leave_out: Path) -> dict[str
         if folder in leave_out.parents and leave_out in path.parents:
             continue
         stem = inside.with_suffix('').as_posix()
-        if stem in found:
+        if stem in paths:
             raise InputError(
-                f'{found[stem]} and {path} have the same name but for the suffix: which of them '
+                f'{paths[stem]} and {path} have the same name but for the suffix: which of them '
                 'belongs to the other folder cannot be told; remove one'
             )
-        found[stem] = path
-    return found
+        paths[stem] = path
+    return paths
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,8 @@ class _Affixes:
 
     def matches(self, images: Iterable[str], masks: Iterable[str]) -> dict[str, str]:
         masks = set(masks)
-        found = ((stem, self.mask_of(stem)) for stem in images)
-        return {stem: mask for stem, mask in found if mask in masks}
+        expected = ((stem, self.mask_of(stem)) for stem in images)
+        return {stem: mask for stem, mask in expected if mask in masks}
 
 
 def _common(a: str, b: str) -> int:
@@ -173,14 +173,14 @@ def _best_match(images: dict[str, Path], masks: dict[str, Path]) -> tuple[_Affix
     if len(match) == len(images):
         return plain, match
     enough = min(len(images), len(masks)) / 2
-    found = [(plain, match)]
+    candidates = [(plain, match)]
     for guess in _guesses(list(images), list(masks)):
         match = guess.matches(images, masks)
         # A single pair that agrees by chance is no rule.
         if len(match) >= max(2, enough) or len(match) == len(images):
-            found.append((guess, match))
-    most = max(len(match) for _, match in found)
-    best = [(affixes, match) for affixes, match in found if len(match) == most]
+            candidates.append((guess, match))
+    most = max(len(match) for _, match in candidates)
+    best = [(affixes, match) for affixes, match in candidates if len(match) == most]
     if best[0][0] != plain and any(match != best[0][1] for _, match in best):
         endings = sorted({(affixes.mask[1] or affixes.mask[0]) for affixes, _ in best})
         raise InputError(
@@ -195,15 +195,15 @@ def find_pairs(
 ) -> Pairs:
     """Finds which image and which mask belong together, by their names.
 
-    Names are equal but for the file's suffix, and for an ending or a beginning that all images, or
-    all masks, have (``a.jpg`` and ``a_mask.png``). Folders in the two folders are the same, or play
-    no part where all names differ.
+    Names are equal except for the file's suffix, and for an ending or a beginning that all images,
+    or all masks, have in common (``a.jpg`` and ``a_mask.png``). Subfolders are the same in both
+    folders; if all names differ, subfolders are ignored.
 
     Args:
         images: folder, with all folders in it.
         masks: the same.
         mask_suffix: masks are the files whose stem ends so; all others are no masks.
-        only_matched: leave out files that belong to no pair, in the place of an error.
+        only_matched: leave out files that belong to no pair, instead of raising an error.
 
     Raises:
         InputError: a folder is missing or empty, or files belong to no pair.
@@ -221,12 +221,12 @@ def find_pairs(
     of_images = files_in(images, IMAGE_SUFFIXES, masks)
     of_masks = files_in(masks, MASK_SUFFIXES, images)
     of_masks = {stem: path for stem, path in of_masks.items() if stem.endswith(mask_suffix)}
-    for what, folder, found, suffixes in (
+    for what, folder, paths, suffixes in (
         ('no image', images, of_images, IMAGE_SUFFIXES),
         ('no mask', masks, of_masks, MASK_SUFFIXES),
     ):
-        if not found:
-            ending = f' whose name ends with {mask_suffix!r}' if found is of_masks else ''
+        if not paths:
+            ending = f' whose name ends with {mask_suffix!r}' if paths is of_masks else ''
             raise InputError(
                 f'{what} in {folder}: expected files in {", ".join(suffixes)}'
                 + (ending if mask_suffix else '')
@@ -236,10 +236,10 @@ def find_pairs(
     flat = False
     if not match:
         # The folders may be arranged unlike, where names alone tell the files apart.
-        bare = [{PurePosixPath(s).name: s for s in found} for found in (of_images, of_masks)]
+        bare = [{PurePosixPath(s).name: s for s in stems} for stems in (of_images, of_masks)]
         if len(bare[0]) == len(of_images) and len(bare[1]) == len(of_masks):
-            affixes, found = _best_match(*bare)
-            match = {bare[0][stem]: bare[1][mask] for stem, mask in found.items()}
+            affixes, by_bare_name = _best_match(*bare)
+            match = {bare[0][stem]: bare[1][mask] for stem, mask in by_bare_name.items()}
             flat = True
     lone_images = [path for stem, path in of_images.items() if stem not in match]
     lone_masks = [path for stem, path in of_masks.items() if stem not in set(match.values())]
@@ -260,7 +260,7 @@ def find_pairs(
             lines.append('--only-matched leaves out what belongs to no pair.')
         raise InputError('\n'.join(lines))
 
-    suffixes = [{path.suffix for path in found.values()} for found in (of_images, of_masks)]
+    suffixes = [{path.suffix for path in paths.values()} for paths in (of_images, of_masks)]
     one = len(suffixes[0]) == 1
     by_name = not flat and one and len(suffixes[1]) == 1 and affixes.image[0] == affixes.mask[0]
     # What image and mask have in common names the pair where the masks can stay where they are.
@@ -297,13 +297,13 @@ def read_colours(path: Path) -> dict[Colour, str]:
 
     Args:
         path: of the list. Empty lines, a heading without a number and lines that begin with ``# ``
-            are passed over.
+            are skipped.
 
     Returns:
         The name of every colour, in the order of the list.
 
     Raises:
-        InputError: a line cannot be read, or a colour or name stands there twice.
+        InputError: a line cannot be read, or a colour or name occurs twice.
     """
     try:
         lines = path.read_text(encoding='utf-8-sig').splitlines()
@@ -317,20 +317,20 @@ def read_colours(path: Path) -> dict[Colour, str]:
         line = line.strip()
         if not line or (line.startswith('#') and not _FORMS[0].match(line)):
             continue
-        found = next((m for m in (form.match(line) for form in _FORMS) if m), None)
-        if found is None and not names and not re.search(r'\d', line):
+        fields = next((m for m in (form.match(line) for form in _FORMS) if m), None)
+        if fields is None and not names and not re.search(r'\d', line):
             continue
         where = f'{path}, line {number}'
-        name = found['name'].strip(' \t,;:"\'') if found else ''
+        name = fields['name'].strip(' \t,;:"\'') if fields else ''
         if not name:
             raise InputError(
                 f'{where}: expected R G B name, #rrggbb name or name,R,G,B, got {line!r}'
             )
-        parts = found.groupdict()
+        parts = fields.groupdict()
         if parts.get('hex'):
             colour = tuple(bytes.fromhex(parts['hex'][1:]))
         else:
-            colour = tuple(int(v) for v in found.groups() if v and v.isdigit())[:3]
+            colour = tuple(int(v) for v in fields.groups() if v and v.isdigit())[:3]
         if max(colour) > 255:
             raise InputError(f'{where}: a colour is three numbers from 0 to 255, got {colour}')
         if colour in names or name in names.values():
@@ -347,7 +347,7 @@ def read_colours(path: Path) -> dict[Colour, str]:
 
 @dataclass
 class MaskContent:
-    """What one mask holds, and whether its image is as large.
+    """The content of one mask, and whether its image has the same size.
 
     Attributes:
         kind: ``'ids'``, ``'palette'`` (ids with colours) or ``'colours'``.
@@ -432,7 +432,8 @@ def read_mask(pair: Pair, by_colour: bool, listed: bool) -> MaskContent:
     Args:
         pair: its image is read for the size alone.
         by_colour: whether colours count, also those of a palette or of grey.
-        listed: whether the classes are known, so that many values are no sign of a photograph.
+        listed: whether the classes are known; if so, many values do not mean that it is a
+            photograph.
     """
     content = MaskContent()
     path = pair.image
@@ -477,8 +478,8 @@ def read_mask(pair: Pair, by_colour: bool, listed: bool) -> MaskContent:
 def read_masks(pairs: Sequence[Pair], by_colour: bool, listed: bool) -> Iterator[MaskContent]:
     """:func:`read_mask` of all pairs, in their order; several at a time."""
     with ThreadPoolExecutor() as pool:
-        found = pool.map(lambda pair: read_mask(pair, by_colour, listed), pairs)
-        yield from track_iter_progress((found, len(pairs)))
+        contents = pool.map(lambda pair: read_mask(pair, by_colour, listed), pairs)
+        yield from track_iter_progress((contents, len(pairs)))
 
 
 def to_ids(path: Path, ids: dict[Value, int], by_colour: bool) -> np.ndarray:

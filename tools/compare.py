@@ -4,8 +4,8 @@
     python tools/compare.py --from FILE [--write PAGE.md] [--plot PICTURE]
     python tools/compare.py --from FILE --run
 
-The first form runs what is not finished yet, whatever cut it off. The second makes the tables from
-a record that the first wrote, the third runs what that record still lacks.
+The first form runs all runs that are not finished yet. The second makes the tables from a record
+that the first form wrote. The third runs the runs that are missing in that record.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def planned(record: dict[str, Any], args: argparse.Namespace) -> list[Run]:
 
 
 def changed(record: dict[str, Any], runs: list[Run]) -> dict[str, list[str]]:
-    """By config, what differs between what was trained, here or before, and what is to be."""
+    """By config, the differences between the trained settings and the present ones."""
     changes: dict[str, list[str]] = {}
     for run in runs:
         old = record['configs'][run.name].get('settings')
@@ -246,7 +246,7 @@ def _write(path: Path, content: str) -> None:
 
 @contextlib.contextmanager
 def alone(run: Run, say) -> Iterator[int]:
-    """Holds the folder of a run; its processes hold it with it, even where this one is killed."""
+    """Locks the folder of a run; its processes keep the lock, even if this process is killed."""
     run.folder.mkdir(parents=True, exist_ok=True)
     with (run.folder / 'lock').open('w') as lock:
         try:
@@ -315,7 +315,7 @@ def call(args: argparse.Namespace, run: Run, command: list[str], log: str, lock:
 
 
 def perform(args: argparse.Namespace, run: Run, say) -> dict[str, Any]:
-    """Trains and tests a run, or what is left of it, and returns its line of the record."""
+    """Trains and tests a run, or the rest of it, and returns its line of the record."""
     with alone(run, say) as lock:
         result = _read(run.folder / 'result.json')
         if result is not None:
@@ -374,7 +374,7 @@ def outcome(run: Run, metrics: dict[str, float], params: int) -> dict[str, Any]:
 
 
 def training_scalars(folder: Path) -> list[dict[str, Any]]:
-    """What training logged, over all its pieces, the test's own left out."""
+    """The scalars that training logged, over all of its parts, without those of the test."""
     scalars = []
     for path in sorted(folder.glob('*/vis_data/scalars.json')):
         with contextlib.suppress(json.JSONDecodeError):  # the last line of a killed process
@@ -386,7 +386,7 @@ def training_scalars(folder: Path) -> list[dict[str, Any]]:
 
 
 def parameters(cfg: Config) -> int:
-    """What the model learns, auxiliary heads left out."""
+    """The number of parameters, without auxiliary heads."""
     size = cfg.model.get('data_preprocessor', {}).get('size', (512, 512))
     return count(Config(cfg._cfg_dict.to_dict()), tuple(size)).params
 
@@ -421,11 +421,11 @@ def _cpuinfo() -> str:
 
 
 def perform_all(args: argparse.Namespace, runs: list[Run], keep) -> list[str]:
-    """Runs everything, ``args.jobs`` side by side; returns what failed, in words.
+    """Performs all runs, ``args.jobs`` at a time; returns the failures, in words.
 
     Args:
         args: of the program.
-        runs: what is to be done.
+        runs: the runs to perform.
         keep: called with the line of every run that is finished.
     """
     console = Console(stderr=True)
@@ -568,7 +568,7 @@ def main() -> None:
 
 
 def run_missing(record: dict[str, Any], file: Path, args: argparse.Namespace) -> list[str]:
-    """Runs what the record lacks and keeps it there as it comes; returns what failed."""
+    """Runs the missing runs of a record and stores each result; returns the failures."""
     runs = planned(record, args)
     for name, lines in changed(record, runs).items():
         if not args.rerun:

@@ -1,4 +1,4 @@
-"""Trains a small fusion model on FusionShapes, measures it on held-out scenes and draws both.
+"""Trains a small fusion model on FusionShapes, tests it on held-out scenes and draws both.
 
     python tools/demo.py [--iters 400] [--work-dir work_dirs/demo] [--config CONFIG]
 
@@ -51,7 +51,7 @@ REQUIRED = 5.0
 
 
 def shorten(cfg: Config, iters: int) -> None:
-    """Squeezes a config's schedule into ``iters`` iterations, learning rate curve included.
+    """Shortens a config's schedule to ``iters`` iterations, including the learning rate.
 
     Args:
         cfg: changed in place.

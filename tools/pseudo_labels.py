@@ -1,11 +1,12 @@
-"""Labels a folder of images with what a trained model predicts, for self-training.
+"""Labels a folder of images with the predictions of a trained model, for self-training.
 
     python tools/pseudo_labels.py CONFIG CHECKPOINT IMAGES OUT
 
 ``IMAGES/a/b.jpg`` gets ``OUT/a/b.png``, with the train id of the predicted class where the model is
-confident (``--threshold``) and 255, which losses ignore, elsewhere. A second run goes on where the
-first one stopped. ``OUT/pseudo_labels.json`` says what was kept of each class, and
-``OUT/images.jpg.txt`` lists the images that are worth training on (``ann_file`` of a data set).
+confident (``--threshold``) and 255, which losses ignore, elsewhere. A second run continues where
+the first one stopped. ``OUT/pseudo_labels.json`` records how many pixels of each class were kept,
+and ``OUT/images.jpg.txt`` lists the images with at least one kept pixel (``ann_file`` of a data
+set).
 """
 
 from __future__ import annotations
@@ -145,10 +146,10 @@ def find_images(images: Path, out: Path) -> dict[str, str]:
 
 @dataclass
 class Made:
-    """How a label was made, and of what it consists; kept in the label's own file.
+    """How a label was made, and its numbers of pixels; stored in the file of the label.
 
     Attributes:
-        settings: what another label has to share to be of the same set.
+        settings: the settings that all labels of one set share.
         predicted: pixels per class before the threshold.
         kept: pixels per class in the label.
     """
@@ -200,7 +201,7 @@ def write_label(outputs: Outputs, path: Path, label: np.ndarray, made: Made) -> 
 
 
 def kind_of_scores(head: nn.Module) -> Scores:
-    """How the outputs of a head become probabilities: as its losses saw them.
+    """The function that makes probabilities of a head's outputs, as in its losses.
 
     Raises:
         InputError: the head has no ``loss_decode`` to tell.
@@ -289,7 +290,7 @@ class Labeller:
         """What is predicted and how much of it is kept.
 
         Returns:
-            The label, (H, W), uint8, and the prediction before the threshold, alike.
+            The label, (H, W), uint8, and the prediction before the threshold, in the same form.
 
         Raises:
             FloatingPointError: the model's outputs are not finite.
@@ -329,7 +330,7 @@ def labeller_of(cfg: Config, checkpoint: str, tta: bool, threshold: float, devic
 
 
 def settings_of(args: argparse.Namespace, cfg: Config) -> dict:
-    """What two labels of one set share; a file counts by what is in it, wherever it lies."""
+    """The settings that labels of one set share; files count by their content, not their path."""
     if '://' in args.checkpoint:
         checkpoint = args.checkpoint
     else:
@@ -348,7 +349,7 @@ def settings_of(args: argparse.Namespace, cfg: Config) -> dict:
 
 
 def class_names(cfg: Config, num_classes: int) -> list[str]:
-    """From whichever data set of the config has as many."""
+    """Names from a data set of the config that has as many classes."""
     for split in ('test', 'val', 'train'):
         with contextlib.suppress(InputError):
             names = data_info(cfg, split).classes
@@ -362,7 +363,7 @@ def class_names(cfg: Config, num_classes: int) -> list[str]:
 
 @dataclass
 class Run:
-    """What one run of the tool did.
+    """The record of one run of the tool.
 
     Attributes:
         outputs: the lists and the summary.

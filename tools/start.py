@@ -1,13 +1,13 @@
-"""Begins a project: from a folder of images and one of masks to configs that train.
+"""Starts a project: makes training configs from a folder of images and a folder of masks.
 
     python tools/start.py IMAGES MASKS --out my_project [--method upernet+scale-eq]
         [--colors FILE] [--classes NAME ...] [--split train=FILE val=FILE]
 
-It finds which image and mask belong together, counts classes and ignored pixels, and writes the
-config of the data, a training config for the method, the lists of the split and, where
-MMSegmentation cannot read the masks as they are, index PNGs of them. Then it checks all of it as
-``check_dataset.py`` does, and prints the commands that train, test and predict. What is wrong is
-named, and then nothing is written.
+It matches images and masks, and counts classes and ignored pixels. It writes the config of the
+data, a training config for the method and the lists of the split. If MMSegmentation cannot read the
+masks, it also writes index PNGs of them. Then it checks everything as ``check_dataset.py`` does,
+and prints the commands that train, test and predict. If there is a fault, it names the fault and
+writes nothing.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ LARGEST_CROP = 512
 
 @dataclass(frozen=True)
 class Recipe:
-    """Where the model of a method stands.
+    """The configs of a method's model.
 
     Attributes:
         config: of this package, whose model and hooks are taken.
@@ -151,12 +151,12 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Classes:
-    """What the values in the masks mean.
+    """The meaning of the values in the masks.
 
     Attributes:
         names: of the classes, in the order of their ids.
         palette: their colours.
-        values: what stands in the masks for them.
+        values: their values in the masks.
         ids: class id, or the ignore index, of every value.
         by_colour: whether values are colours.
         stay: whether MMSegmentation reads the masks as they are.
@@ -225,23 +225,23 @@ def _merge_kinds(
 
 def _ignored(words: Sequence[str] | None, by_colour: bool, names: Mapping[Colour, str]) -> set:
     """Values that ``--ignore`` names and, unless it is ``none``, those ignored by custom."""
-    found: set = set()
+    ignored: set = set()
     if 'none' not in (words or ()):
-        found = {colour for colour, name in names.items() if name.lower() in IGNORED_NAMES}
-        found |= set() if by_colour else {IGNORE}
+        ignored = {colour for colour, name in names.items() if name.lower() in IGNORED_NAMES}
+        ignored |= set() if by_colour else {IGNORE}
     by_name = {name: colour for colour, name in names.items()}
     for word in words or ():
         if word == 'none':
             continue
         if by_colour and word in by_name:
-            found.add(by_name[word])
+            ignored.add(by_name[word])
             continue
         try:
-            found.add(ImageColor.getrgb(word)[:3] if by_colour else int(word))
+            ignored.add(ImageColor.getrgb(word)[:3] if by_colour else int(word))
         except ValueError:
             expected = 'a colour as #rrggbb or a name in --colors' if by_colour else 'an id'
             raise InputError(f'--ignore: expected {expected}, or none, got {word!r}') from None
-    return found
+    return ignored
 
 
 def find_classes(
@@ -251,7 +251,7 @@ def find_classes(
     names: Sequence[str] | None,
     ignore: Sequence[str] | None,
 ) -> tuple[Classes, list[Counter]]:
-    """Decides what the values in the masks mean.
+    """Decides the meaning of the values in the masks.
 
     Args:
         contents: of the masks.
@@ -305,7 +305,7 @@ def find_classes(
     if unknown:
         lines = []
         for value in sorted(unknown, key=total.get, reverse=True)[:SHOWN]:
-            files = [pair.mask for pair, found in zip(pairs.pairs, counts) if value in found]
+            files = [pair.mask for pair, pixels in zip(pairs.pairs, counts) if value in pixels]
             lines.append(
                 f'  {shown(value)}: {total[value]} pixels in {len(files)} masks, e.g. {files[0]}'
             )
@@ -384,9 +384,9 @@ def read_split(words: Sequence[str], pairs: Pairs) -> dict[str, list[str]]:
             # A list may have folders and suffixes, and may name the mask as well.
             path = line.split()[0] if line not in known and line.split() else line
             tried = [line, path, os.path.splitext(path)[0], Path(path).name, Path(path).stem]
-            found = next((set(known[key]) for key in tried if key in known), set())
-            if len(found) == 1:
-                split[name] += found
+            matches = next((set(known[key]) for key in tried if key in known), set())
+            if len(matches) == 1:
+                split[name] += matches
             else:
                 missing.append(line)
         if missing:
@@ -431,7 +431,7 @@ def make_split(
     if share is None and None not in kinds and {'train', 'val'} <= kinds:
         split = {kind: [n for n in names if FOLDERS[folders[n]] == kind] for kind in SPLITS}
         return {
-            kind: found for kind, found in split.items() if found
+            kind: members for kind, members in split.items() if members
         }, 'by the folders of the images'
     share = 0.2 if share is None else share
     if len(names) < 2:
@@ -472,8 +472,8 @@ def as_code(value: Any, indent: int = 0, room: int = 96) -> str:
 
 
 def difference(new: Mapping, base: Mapping) -> dict:
-    """What a config has to say to make ``new`` of ``base``."""
-    found = {}
+    """The config that changes ``base`` into ``new``."""
+    changed = {}
     # The type first, as one reads it.
     for key in sorted(new, key=lambda key: key != 'type'):
         value = new[key]
@@ -481,10 +481,10 @@ def difference(new: Mapping, base: Mapping) -> dict:
         if isinstance(value, Mapping) and isinstance(old, Mapping):
             value = difference(value, old)
             if value:
-                found[key] = value
+                changed[key] = value
         elif value != old or key not in base:
-            found[key] = value
-    return found
+            changed[key] = value
+    return changed
 
 
 def model_of(recipe: Recipe) -> tuple[dict, list]:
@@ -586,7 +586,7 @@ class Sizes:
 def choose_sizes(
     args: argparse.Namespace, contents: Sequence[MaskContent], iterations: int
 ) -> Sizes:
-    """What was asked for; else the median size of the images, no side longer than 1024 pixels."""
+    """The requested sizes, or the median size of the images, no side longer than 1024 pixels."""
     width, height = np.median([content.size for content in contents], axis=0)
     if args.image_size:
         width, height = args.image_size
@@ -601,9 +601,9 @@ def choose_sizes(
 def class_weights(counts: Sequence[Counter], classes: Classes) -> list[float]:
     """Square roots of the median frequency balancing; 1 for a class that does not occur."""
     pixels, present = np.zeros(len(classes.names)), np.zeros(len(classes.names))
-    for found in counts:
-        inside = sum(found.values())
-        for value, number in found.items():
+    for in_mask in counts:
+        inside = sum(in_mask.values())
+        for value, number in in_mask.items():
             if classes.ids[value] != IGNORE:
                 pixels[classes.ids[value]] += number
                 present[classes.ids[value]] += inside
@@ -710,7 +710,7 @@ default_hooks = dict(
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill that is at ``path`` once it is complete, and never in part."""
+    """A folder to fill; it appears at ``path`` only when it is complete."""
     there = next(parent for parent in path.absolute().parents if parent.is_dir())
     temporary = there / f'.{path.name}.{os.getpid()}.tmp'
     temporary.mkdir()
@@ -725,7 +725,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def check_out(out: Path, *inputs: Path) -> None:
-    """Stops where OUT holds something, or lies where its files would be taken for the input."""
+    """Raises an error if OUT is not empty, or lies inside of an input folder."""
     if out.exists() and not out.is_dir():
         raise InputError(f'--out {str(out)!r} is a file; give a new folder')
     if out.is_dir() and any(out.iterdir()):
@@ -770,7 +770,7 @@ def print_classes(classes: Classes, counts: Sequence[Counter]) -> None:
     ignored = [v for v, i in classes.ids.items() if i == IGNORE]
     for i, value, name in rows + [(IGNORE, v, '(ignored)') for v in ignored]:
         share = f'{100 * total[value] / pixels:.2f} %'
-        table.add_row([i, shown(value), name, share, sum(value in found for found in counts)])
+        table.add_row([i, shown(value), name, share, sum(value in in_mask for in_mask in counts)])
     print(table)
 
 
@@ -904,8 +904,8 @@ def main(argv: list[str] | None = None) -> int:
 
     with whole_folder(args.out) as folder:
         if not classes.stay:
-            for pair, found in zip(pairs.pairs, counts):
-                ids = to_ids(pair.mask, {v: classes.ids[v] for v in found}, classes.by_colour)
+            for pair, in_mask in zip(pairs.pairs, counts):
+                ids = to_ids(pair.mask, {v: classes.ids[v] for v in in_mask}, classes.by_colour)
                 save_ids(ids, classes.palette, folder / 'masks' / f'{pair.name}.png')
         masks = args.masks.resolve() if classes.stay else None
         write_dataset(folder, args.images.resolve(), masks, pairs, classes, split)

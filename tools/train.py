@@ -1,13 +1,13 @@
 """Trains a model: MMSegmentation's own ``tools/train.py`` with mmseg_fusion imported first.
 
-Imported first, it also serves ``_base_ = 'mmseg_fusion::...'``, processes without a GPU and
-``--resume`` on a recent torch. The command line is MMSegmentation's::
+With this import, ``_base_ = 'mmseg_fusion::...'``, several processes without a GPU, and
+``--resume`` on a recent torch work. The command line is MMSegmentation's::
 
     python tools/train.py CONFIG [--work-dir DIR] [--resume [CHECKPOINT]] [--amp]
         [--cfg-options KEY=VALUE ...]
 
-``--resume`` goes on from the last intact checkpoint of the work dir, or from the one that is named;
-``load_from`` is what a run without a checkpoint begins from.
+``--resume`` continues from the last intact checkpoint of the work dir, or from the named one. A run
+without a checkpoint starts from ``load_from``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Third-party quirks, each with the version that makes it unnecessary: one file per topic.
 
-:func:`apply` runs once when :mod:`mmseg_fusion` is imported, before anything of MMSegmentation
-is. A quirk acts only where it is found, never replaces a working part and is listed, with what it
-did, by ``python -m mmseg_fusion``.
+:func:`apply` runs once when :mod:`mmseg_fusion` is imported, before anything of MMSegmentation is.
+A workaround is applied only if its quirk is present, and never replaces a working part.
+``python -m mmseg_fusion`` lists the applied workarounds.
 """
 
 from __future__ import annotations
@@ -88,10 +88,10 @@ QUIRKS = (
 
 @functools.cache
 def apply() -> tuple[Quirk, ...]:
-    """Meets every quirk that is found; a second call does nothing.
+    """Works around every quirk that is present; a second call does nothing.
 
     Returns:
-        The quirks that were met, also kept in :data:`APPLIED`.
+        The quirks that were worked around, also kept in :data:`APPLIED`.
 
     Raises:
         ImportError: see :func:`check_stack`.

@@ -14,10 +14,10 @@ from .quirk import Quirk
 def cross_entropy_class_weight() -> Quirk | None:
     """Class weights together with ignored pixels in mmseg's cross entropy.
 
-    mmseg 1.2.2 looks up the weight of every label, the ignore index 255 included, and raises
-    IndexError; onedl-mmsegmentation 1.4.2 does with ``avg_non_ignore=True``. The divisor is
-    computed here over the pixels that are not ignored, as torch's own ``mean`` reduction does, and
-    handed to mmseg's function. Where every pixel is ignored the loss is 0.
+    mmseg 1.2.2 looks up the weight of every label, including the ignore index 255, and raises
+    IndexError; onedl-mmsegmentation 1.4.2 does so with ``avg_non_ignore=True``. Here the divisor is
+    computed over the pixels that are not ignored, as in torch's ``mean`` reduction, and passed to
+    mmseg's function. If every pixel is ignored, the loss is 0.
 
     Must run after :mod:`mmseg.models` can be imported.
     """

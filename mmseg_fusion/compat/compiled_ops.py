@@ -1,4 +1,4 @@
-"""mmcv without its compiled ops, and how mmengine asks whether they are there.
+"""mmcv without its compiled ops, and mmengine's test whether they are installed.
 
 mmsegmentation 1.2.2 does not import without them: ends with a full mmcv for the installed torch, or
 with onedl-mmsegmentation. mmengine 0.10.7 asks ``pkgutil.find_loader``, which is gone in Python
@@ -46,8 +46,8 @@ class _Uncompiled(types.ModuleType):
 def mmcv_without_ops() -> Quirk | None:
     """Lets mmseg 1.2.2 import where ``mmcv._ext`` is missing or was built for another torch.
 
-    mmseg imports all of ``mmcv.ops``, though few of its layers call an op. A placeholder takes the
-    extension's place. onedl-mmsegmentation imports without ops by itself and is left alone.
+    mmseg imports all of ``mmcv.ops``, although few of its layers call an op. A placeholder replaces
+    the extension. onedl-mmsegmentation can be imported without ops and is not changed.
     """
     if family() == 'onedl':
         return None
@@ -72,9 +72,10 @@ def mmcv_without_ops() -> Quirk | None:
 
 
 def find_loader_removed() -> Quirk | None:
-    """``pkgutil.find_loader`` for mmengine and mmcv where Python has it no more (3.14).
+    """``pkgutil.find_loader`` for mmengine and mmcv, since Python 3.14 removed it.
 
-    They ask it whether mmcv has compiled ops. Only their own view of ``pkgutil`` changes.
+    They call it to see whether mmcv has compiled ops. ``pkgutil`` changes only for these two
+    packages.
     """
     if hasattr(pkgutil, 'find_loader'):
         return None

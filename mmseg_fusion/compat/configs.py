@@ -1,7 +1,7 @@
 """Configs: blanks in the values of ``--cfg-options``, ``_base_ = 'package::...'``, inferencers.
 
 mmengine 0.10.7 drops the blanks: ends with an mmengine whose DictAction keeps them. It looks
-packages up through ``pkg_resources``, which setuptools 82 has no more, and knows neither this one
+packages up through ``pkg_resources``, which setuptools 82 removed, and knows neither this package
 nor that onedl-mmsegmentation is ``mmseg``: ends with an mmengine that reads entry points.
 """
 
@@ -20,7 +20,7 @@ from .quirk import Quirk
 def blanks_in_options() -> Quirk | None:
     """``--cfg-options`` keeps the blanks inside a value.
 
-    mmengine drops them all, so that the folder ``my data`` became ``mydata``. Those around an
+    mmengine drops all blanks, so that the folder ``my data`` became ``mydata``. Blanks around an
     element of a list are still dropped.
     """
     from mmengine.config import DictAction
@@ -53,8 +53,8 @@ def external_configs() -> Quirk | None:
     """``_base_ = 'mmseg_fusion::...'`` and ``'mmseg::...'`` on every stack.
 
     mmengine knows neither this package nor, in ``mmseg::``, the distribution that onedl installs.
-    mmengine 0.10.7 moreover asks ``pkg_resources``, which is gone from setuptools 82 and finds no
-    editable install; there the lookup of a known package goes through ``importlib`` instead.
+    mmengine 0.10.7 also calls ``pkg_resources``, which setuptools 82 removed and which finds no
+    editable install. There known packages are looked up through ``importlib`` instead.
     """
     import mmengine.config.config
     import mmengine.config.utils
@@ -81,8 +81,8 @@ def external_configs() -> Quirk | None:
 def named_models() -> Quirk:
     """``MMSegInferencer('mmseg_fusion::camvid/NAME', CHECKPOINT)``, with ``.py`` or without.
 
-    mmengine's inferencers take a path or a name out of MMSegmentation's own metafiles; a config
-    that is named as in ``_base_`` was looked for among the latter.
+    mmengine's inferencers take a path or a name from MMSegmentation's metafiles. They looked for a
+    config that is named as in ``_base_`` among these names.
     """
     from mmengine.infer import BaseInferencer
 
@@ -122,7 +122,7 @@ def _look_up_through_importlib(table: dict[str, str], package_utils: types.Modul
     import mmengine
 
     def folder(package: str) -> str | None:
-        """Where the module of ``package`` lies, which may be named by its distribution."""
+        """The folder of the module of ``package``, which may be the name of a distribution."""
         module = next((m for m, p in table.items() if package in (m, p)), package)
         spec = importlib.util.find_spec(module.replace('-', '_'))
         return None if spec is None or spec.origin is None else os.path.dirname(spec.origin)

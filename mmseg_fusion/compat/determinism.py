@@ -15,12 +15,12 @@ from .quirk import Quirk
 def deterministic_on_cuda() -> Quirk | None:
     """``randomness=dict(deterministic=True)`` on a GPU.
 
-    mmengine asks torch for deterministic algorithms and nothing else. On CUDA torch then stops at
-    operations that have none, the cross entropy of an image among them, which is every model here,
-    and at cuBLAS unless ``CUBLAS_WORKSPACE_CONFIG`` is set. Here the variable is set where it is
-    not, and such an operation warns and runs. mmseg's cross entropy, which sums by itself, is
-    repeatable all the same; adaptive pooling and bilinear resizing sum their gradients in any
-    order.
+    mmengine only switches torch's deterministic algorithms on. On CUDA torch then stops at
+    operations without a deterministic form. One of them is the cross entropy of an image, which
+    every model here has. Torch also stops at cuBLAS unless ``CUBLAS_WORKSPACE_CONFIG`` is set. Here
+    the variable is set if it is not, and operations without a deterministic form warn and run.
+    mmseg's cross entropy computes the sum itself, and is repeatable in spite of the warning.
+    Adaptive pooling and bilinear resizing sum their gradients in any order.
     """
     from mmengine.device import get_device
     from mmengine.runner import runner

@@ -1,8 +1,8 @@
-"""``distutils``, which Python 3.12 has no more.
+"""``distutils``, which Python 3.12 removed.
 
-mmengine 0.10.7 imports it when a Runner lists its environment. setuptools brings a copy, through a
-``.pth`` file that an interpreter may not read (``python -S``, a folder on PYTHONPATH): ends with an
-mmengine that does without.
+mmengine 0.10.7 imports it when a Runner lists its environment. setuptools has a copy, which it
+installs through a ``.pth`` file. Some interpreters do not read that file (``python -S``, a folder
+on PYTHONPATH): ends with an mmengine that does not need it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .quirk import Quirk
 
 
 def distutils_removed() -> Quirk | None:
-    """``distutils`` out of setuptools, where neither Python nor its ``.pth`` file gives it."""
+    """Takes ``distutils`` from setuptools if neither Python nor the ``.pth`` file provides it."""
     if importlib.util.find_spec('distutils') is not None:
         return None
     from mmengine.utils.dl_utils import collect_env  # the function

@@ -1,7 +1,7 @@
 """The reader of checkpoints below torch 2.6.
 
-torch's own restricted reader does not know there what a training checkpoint of mmengine holds, and
-hands some archives to readers that are not restricted. Ends with torch 2.6.
+In these versions torch's restricted reader does not know the objects in a training checkpoint of
+mmengine, and passes some archives to unrestricted readers. Ends with torch 2.6.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .training_types import of_training
 
 
 def before_torch_2_6() -> bool:
-    """Whether the restricted reader of the installed torch cannot be relied upon."""
+    """Whether the restricted reader of the installed torch is not safe."""
     import torch
     from packaging.version import Version
 
@@ -28,7 +28,7 @@ def before_torch_2_6() -> bool:
 
 
 def refuse_archives(file: Any) -> None:
-    """Stops at the formats that torch before 2.6 reads without any restriction."""
+    """Refuses the formats that torch before 2.6 reads without any restriction."""
     where = file.tell() if hasattr(file, 'tell') else None
     kind = None
     if zipfile.is_zipfile(file):
@@ -53,7 +53,7 @@ def refuse_archives(file: Any) -> None:
 
 @functools.cache
 def restricted_pickle() -> types.ModuleType:
-    """A stand-in for :mod:`pickle` that builds tensors, plain values and what training leaves."""
+    """A substitute for :mod:`pickle`: only tensors, plain values and types of a training."""
     import numpy
     import torch
     from mmengine.logging import HistoryBuffer

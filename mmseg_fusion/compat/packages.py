@@ -1,7 +1,7 @@
-"""The installed mm* packages: which family, which versions, and the commands that mend them.
+"""The installed mm* packages: family, versions, and the commands that repair them.
 
-MMSegmentation 1.2.2 refuses mmcv 2.2 and does not declare all that it imports; the fork onedl-* has
-the same module names, and the two families overwrite each other.
+MMSegmentation 1.2.2 refuses mmcv 2.2 and does not declare all of its dependencies; the fork onedl-*
+has the same module names, and the two families overwrite each other.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ REQUIREMENTS = Path(__file__).parents[1] / '.mim' / 'requirements'
 
 @dataclass(frozen=True)
 class Package:
-    """What is installed of one module that MMSegmentation needs.
+    """The installed state of one module that MMSegmentation needs.
 
     Attributes:
         module: the name to import.
@@ -62,8 +62,8 @@ class Package:
     state: Literal['ok', 'missing', 'wrong']
 
     def __str__(self) -> str:
-        found = ' and '.join(f'{name} {version}' for name, version in self.found.items())
-        return f'{self.module}: found {found or "nothing"}, needed {self.needed}'
+        versions = ' and '.join(f'{name} {version}' for name, version in self.found.items())
+        return f'{self.module}: found {versions or "nothing"}, needed {self.needed}'
 
 
 def installed(distributions: Iterable[str]) -> dict[str, str]:
@@ -87,7 +87,7 @@ def _of_family(kind: Family) -> dict[str, str]:
 def family() -> Family:
     """``'openmmlab'`` or ``'onedl'``: the family that the installed mmseg belongs to.
 
-    Without any mmseg it is the family of the other mm* packages, ``'openmmlab'`` without those.
+    Without mmseg it is the family of the other mm* packages; without these it is ``'openmmlab'``.
     """
     for kind in FAMILIES:
         if installed(FAMILIES[kind]['mmseg'][0]):
@@ -115,7 +115,7 @@ def stack() -> list[Package]:
 
 
 def remedy(packages: Iterable[Package]) -> list[str]:
-    """The commands that bring ``packages`` to what is needed, then the one for the tested stack."""
+    """The commands that install what ``packages`` lack, then the one for the tested stack."""
     packages = list(packages)
     replaced = [
         name for package in packages for name in package.found if name != package.distribution
@@ -135,8 +135,8 @@ def check_stack() -> list[str]:
         optional ones that are missing.
 
     Raises:
-        ImportError: a package is missing or of a version that MMSegmentation refuses; the
-            message says what was found, what is needed and the command.
+        ImportError: a package is missing or of a version that MMSegmentation refuses; the message
+            lists the installed version, the needed version and the command.
     """
     packages = stack()
     wrong = [p for p in packages if p.state != 'ok' and p.module not in OPTIONAL]

@@ -1,4 +1,4 @@
-"""What a quirk says about itself."""
+"""The record of a quirk."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Quirk:
-    """One third-party quirk that was found and met.
+    """One third-party quirk that was worked around.
 
     Attributes:
-        name: short name, the name of the function that meets it.
-        what: what was found and what was done.
+        name: short name, the name of the function that works around it.
+        what: description of the quirk and of the workaround.
         until: the version that makes the quirk unnecessary.
     """
 

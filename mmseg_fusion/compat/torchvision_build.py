@@ -1,6 +1,6 @@
-"""torchvision beside another build of torch, for example a CUDA wheel beside a CPU torch.
+"""torchvision and torch from different builds, for example a CUDA wheel and a CPU torch.
 
-torchvision 0.28.0 does not import there. Ends with one that was built for the installed torch.
+torchvision 0.28.0 cannot be imported then. Ends with one that was built for the installed torch.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ def _torchvision_binary() -> Path | None:
 
 
 def torchvision_build_mismatch() -> Quirk | None:
-    """Declares torchvision's ops where its binary cannot be loaded beside this torch.
+    """Declares torchvision's ops if its binary cannot be loaded with this torch.
 
-    torchvision registers fake kernels for them at import and dies with "operator torchvision::nms
-    does not exist" if a CUDA wheel stands beside a CPU torch, and mmpretrain dies with it.
-    Its Python part (models, transforms) works once the schemas are there; an op that is called
-    raises a clear error.
+    torchvision registers fake kernels for them at import. If a CUDA wheel is installed with a CPU
+    torch, this fails with "operator torchvision::nms does not exist", and importing mmpretrain
+    fails, too. Its Python part (models, transforms) works once the schemas are there; an op that is
+    called raises a clear error.
     """
     import torch
 

@@ -1,6 +1,6 @@
 """The types in a training checkpoint of mmengine that are safe to load.
 
-mmengine 0.10.7 names none of them to torch; onedl-mmengine 0.10.12 does, and ``getattr`` as well.
+mmengine 0.10.7 declares none of them as safe; onedl-mmengine 0.10.12 does, and ``getattr`` as well.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from typing import Any
 
 
 def of_training() -> list[Any]:
-    """The types in a training checkpoint of mmengine beside tensors, as torch's safe globals.
+    """The types in a training checkpoint of mmengine other than tensors, as torch's safe globals.
 
-    mmengine's message hub holds ``HistoryBuffer`` objects with numpy arrays. The buffers name their
-    own methods through ``getattr``, which stays forbidden for everything else.
+    mmengine's message hub holds ``HistoryBuffer`` objects with numpy arrays. The buffers refer to
+    their own methods through ``getattr``, which stays forbidden for other objects.
     """
     import numpy
     from mmengine.logging import HistoryBuffer

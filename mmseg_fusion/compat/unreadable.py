@@ -1,6 +1,6 @@
-"""What is wrong with a file that cannot be loaded as a checkpoint, and what to do about it.
+"""Explains why a file cannot be loaded as a checkpoint, and what to do.
 
-torch's own messages advise to switch ``weights_only`` off, or speak of the inside of a pickle.
+torch's own messages advise to switch ``weights_only`` off, or describe the internals of a pickle.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..files import what_it_is
 
 
 def why_not_loaded(name: str, error: Exception) -> str:
-    """What is wrong with the checkpoint ``name``, whose reading ended in ``error``."""
+    """Explains why reading the checkpoint ``name`` ended in ``error``."""
     import torch
 
     foreign = re.search(r'GLOBAL (\S+)', str(error))

@@ -1,9 +1,9 @@
 """A checkpoint is read as tensors and plain values, wherever it comes from.
 
-mmengine 0.10.7 cannot resume where torch is 2.6 or newer, which loads with ``weights_only=True``:
-ends with onedl-mmengine 0.10.12. Its loader for http(s), which most other schemes call, asks
-torch.hub, which loads with ``weights_only=False``, and onedl-mmengine falls back to that: ends with
-an mmengine whose loaders of every scheme ask for ``weights_only``, and torch 2.6.
+mmengine 0.10.7 cannot resume with torch 2.6 or newer, which loads with ``weights_only=True``: ends
+with onedl-mmengine 0.10.12. Its loader for http(s), which most other schemes use, calls torch.hub,
+which loads with ``weights_only=False``; onedl-mmengine falls back to that: ends with an mmengine
+whose loaders of every scheme set ``weights_only``, and torch 2.6.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _LOADING: ContextVar[list[Exception] | None] = ContextVar('_LOADING', default=No
 def resume_weights_only() -> Quirk | None:
     """Names the types in a training checkpoint of mmengine as safe to load.
 
-    torch >= 2.6 loads with ``weights_only=True``, which stays on; mmengine's message hub holds
-    other objects, so that ``--resume`` failed.
+    torch >= 2.6 loads with ``weights_only=True``, which stays on. mmengine's message hub holds
+    other objects, and without this ``--resume`` fails.
     """
     import torch
     from mmengine.runner import checkpoint
@@ -45,18 +45,19 @@ def resume_weights_only() -> Quirk | None:
 def checkpoints_weights_only() -> Quirk | None:
     """No checkpoint runs code, wherever it comes from.
 
-    mmengine's CheckpointLoader has a loader per scheme. That for http(s), which most others call,
-    asks torch.hub, which loads with ``weights_only=False``; below torch 2.6 that is the default of
-    ``torch.load`` too; and onedl-mmengine falls back to it where a file asks for it. While the
-    CheckpointLoader is at work, ``torch.load`` reads tensors and plain values only, whatever the
-    loader asks for, and so for schemes that are registered later. Elsewhere it is as it was.
+    mmengine's CheckpointLoader has a loader per scheme. The loader for http(s), which most others
+    use, calls torch.hub, which loads with ``weights_only=False``. Below torch 2.6 this is the
+    default of ``torch.load``, too, and onedl-mmengine falls back to it if a file needs it. While
+    the CheckpointLoader runs, ``torch.load`` reads only tensors and plain values, whatever the
+    loader requests; this includes schemes that are registered later. Outside of it ``torch.load``
+    is not changed.
 
-    A loader that does not read through ``torch.load`` (its own ``pickle.load``, say) is not held by
-    this: one that is registered must call ``torch.load``.
+    This does not restrict a loader that does not call ``torch.load`` (but ``pickle.load``, for
+    example); a registered loader must call ``torch.load``.
 
     Below torch 2.6 torch's own restricted reader does not know the objects in a training
-    checkpoint, and hands archives of the TorchScript and tar formats to readers that are not
-    restricted; here :mod:`.old_torch` reads, and those archives are refused.
+    checkpoint, and passes archives of the TorchScript and tar formats to unrestricted readers.
+    There :mod:`.old_torch` reads instead, and refuses those archives.
     """
     import torch
     from mmengine.runner import CheckpointLoader, checkpoint

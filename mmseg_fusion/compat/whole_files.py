@@ -1,7 +1,7 @@
-"""A checkpoint that a kill, or a full disk, does not leave in part under its name.
+"""Checkpoints that are never truncated by a kill or a full disk.
 
-mmengine 0.10.7 writes in place. Ends with an mmengine whose LocalBackend writes beside the name and
-renames.
+mmengine 0.10.7 writes in place. Ends with an mmengine whose LocalBackend writes a temporary file
+and renames it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from .quirk import Quirk
 
 
 def checkpoints_whole() -> Quirk | None:
-    """A checkpoint is at its name once it is complete, and never in part.
+    """A checkpoint appears under its name only when it is complete.
 
-    mmengine writes in place: a process that is killed, or a full disk, left a truncated
-    ``iter_*.pth`` or ``best_*.pth`` under its final name, over the one that was there. Here local
-    files are written beside and renamed. Other storage is mmengine's own, as it was.
+    mmengine writes in place: a killed process or a full disk left a truncated ``iter_*.pth`` or
+    ``best_*.pth`` under its final name, and replaced the old file. Here local files are written to
+    a temporary file and renamed. Other storage backends are not changed.
     """
     from mmengine.fileio import LocalBackend, get_file_backend
     from mmengine.runner import checkpoint

@@ -1,7 +1,7 @@
 """Several processes, and mixed precision, on a machine without an accelerator.
 
-mmengine 0.10.7 asks for nccl and a CUDA device there: ends with an mmengine that chooses the
-backend by the device. Its AmpOptimWrapper refuses the CPU: ends with one that takes it.
+mmengine 0.10.7 requires nccl and a CUDA device: ends with an mmengine that chooses the backend by
+the device. Its AmpOptimWrapper refuses the CPU: ends with one that accepts it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from .quirk import Quirk
 def distributed_without_cuda() -> Quirk | None:
     """Training and testing with several processes on a machine without an accelerator.
 
-    mmengine asks for ``nccl`` and a CUDA device whatever is there, and hands a device index to
-    DistributedDataParallel, which refuses one for a model on the CPU. There the backend becomes
-    ``gloo``, and SyncBatchNorm, which torch runs on GPUs only, becomes BatchNorm.
+    mmengine always requires ``nccl`` and a CUDA device, and passes a device index to
+    DistributedDataParallel, which refuses it for a model on the CPU. On such a machine the backend
+    becomes ``gloo``, and SyncBatchNorm, which torch runs only on GPUs, becomes BatchNorm.
     """
     from mmengine.device import get_device
 
@@ -117,8 +117,8 @@ def _wrap_model_on_cpu(original):
 def amp_without_cuda() -> Quirk | None:
     """Configs with ``AmpOptimWrapper``, and ``--amp``, on a machine without an accelerator.
 
-    mmengine's wrapper refuses to be built there, although its autocast knows the CPU. It computes
-    in bfloat16, the one type that autocast takes there, and needs no loss scaling.
+    mmengine's wrapper refuses to be built there, although its autocast supports the CPU. It
+    computes in bfloat16, the only type that autocast supports there, and needs no loss scaling.
     """
     from mmengine.device import get_device
 

@@ -1,8 +1,8 @@
-"""What the tools share that look into trained models and draw: arguments, models, images, tables.
+"""Shared parts of the tools that draw features of models: arguments, models, images, tables.
 
-A tool imports this file first: it finds the package of a source checkout. The tool adds the
-arguments of its own to a :class:`PictureParser`, takes its models of :func:`load` and its images of
-:func:`image_sets`, and does what it alone does. All that it writes goes through ``args.outputs``.
+A tool imports this file first, because it finds the package of a source checkout. The tool adds its
+own arguments to a :class:`PictureParser`, and gets its models from :func:`load` and its images from
+:func:`image_sets`. It writes all of its files through ``args.outputs``.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ from mmseg_fusion.analysis.layer_features import (
 
 
 class PictureParser(argparse.ArgumentParser):
-    """The arguments of a tool that looks into models.
+    """The arguments of a tool that draws features of models.
 
     Args:
-        tool: its name, and that of what it writes.
+        tool: its name, which is also that of its output.
         doc: of its module; the first line says what it does.
         **kwargs: of :class:`argparse.ArgumentParser`.
     """
@@ -78,12 +78,12 @@ class PictureParser(argparse.ArgumentParser):
         add('--layer', nargs='+', default=['auto'], metavar='NAME', help=layer)
 
     def add_model(self, config: str, checkpoint: str = 'its weights, or none for the initial ones'):
-        """A single pair, for what is drawn of one model at a time."""
+        """A single pair of config and checkpoint, for tools that draw one model."""
         self.add_argument('config', help=config)
         self.add_argument('checkpoint', help=checkpoint)
 
     def add_side(self) -> None:
-        """Which end of the layer is looked at."""
+        """Whether the input or the output of the layer is used."""
         self.add_argument(
             '--side',
             choices=('input', 'output'),
@@ -94,7 +94,7 @@ class PictureParser(argparse.ArgumentParser):
     def add_images(
         self, count: int | None, split: str = 'val', files: bool = True, labels: bool = True
     ) -> None:
-        """Which images are looked at.
+        """Which images are used.
 
         Args:
             count: how many of the data set; None for all.
@@ -119,7 +119,7 @@ class PictureParser(argparse.ArgumentParser):
         )
 
     def add_workers(self) -> None:
-        """For tools that go through a whole data set."""
+        """For tools that read a whole data set."""
         text = 'processes that read images; default: 0'
         self.add_argument('--num-workers', type=int, default=0, help=text)
 
@@ -205,7 +205,7 @@ class PictureParser(argparse.ArgumentParser):
 
 @dataclass
 class Observed:
-    """Models that are looked into side by side, an entry for each in every list."""
+    """Models that are compared; every list has an entry for each."""
 
     cfgs: list[Config]
     names: list[str]
@@ -226,8 +226,8 @@ def load(
     Args:
         args: of :meth:`PictureParser.parse`.
         device: where the models are put; default: ``args.device``.
-        find: the name of a layer, of a model and of what ``--layer`` says.
-        alike: whether all have to have the classes of their data, and the same ones.
+        find: returns the name of a layer, from a model and the value of ``--layer``.
+        alike: whether all models must have the classes of their data, and the same classes.
 
     Raises:
         SystemExit: a config or checkpoint is not there.
@@ -252,7 +252,7 @@ def load(
 
 
 def image_sets(args: argparse.Namespace, seen: Observed, **kwargs: Any) -> list[ImageSet]:
-    """The images as every model takes them; none of them is written over.
+    """The images for every model; the tool never overwrites them.
 
     Args:
         args: of :meth:`PictureParser.parse`.
@@ -272,7 +272,7 @@ def image_sets(args: argparse.Namespace, seen: Observed, **kwargs: Any) -> list[
 
 
 def say_layers(seen: Observed, side: str) -> None:
-    """Prints what is looked at."""
+    """Prints the names of the layers."""
     for name, layer in zip(seen.names, seen.layers):
         print(f'{name}: {side} of {layer}')
 

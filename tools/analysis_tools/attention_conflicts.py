@@ -4,10 +4,10 @@
     python tools/analysis_tools/attention_conflicts.py CONFIG CHECKPOINT --images FOLDER a.jpg
 
 CONFIG has a ``DAHead`` (parallel) or a ``SequentialDualAttentionHead``. Images are those of its
-validation set, with their labels, or the given ones, with labels from ``--labels``. Prints on
-how many pixels the attentions disagree and on how many the prediction is wrong although one of
-them was right; writes ``attention_conflicts.csv``, a row per image, and
-``attention_conflicts.png`` with the images on which most is lost.
+validation set, with their labels, or the given files, with labels from ``--labels``. The tool
+prints on how many pixels the attentions disagree, and on how many the prediction is wrong although
+one of them was right. It writes ``attention_conflicts.csv``, a row per image, and
+``attention_conflicts.png`` with the images of the largest loss.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Reads every image and label of a config's data sets and lists what training would trip over.
+"""Reads every image and label of a config's data sets and lists the faults for training.
 
     python tools/analysis_tools/check_dataset.py CONFIG [--splits train val test] [--nproc 4]
 
 Reads through the data set's own list and the loading transforms of its pipeline, so
-``reduce_zero_label``, ``metainfo.classes`` and file backends count as they do in training.
-Errors: files that are missing or cannot be read, image and label of different sizes, ids that are
+``reduce_zero_label``, ``metainfo.classes`` and file backends count as they do in training. Errors
+are files that are missing or cannot be read, image and label of different sizes, ids that are
 neither a class nor the ignore index, labels without an image, heads whose ``num_classes`` or
-``ignore_index`` is not the data set's, a ``mean`` that does not fit the backbone. Exit status 1 if
-there is any. Warnings: a class that never occurs, an image of more than 8 bits that is read as 8
-bits, one that has not the channels that the model takes.
+``ignore_index`` does not fit the data set, and a ``mean`` that does not fit the backbone. The exit
+status is 1 if there is an error. Warnings are a class that never occurs, an image of more than 8
+bits that is read as 8 bits, and an image with other channels than the model takes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Problem:
     Attributes:
         kind: problems of one kind are listed together.
         path: file, folder or config key.
-        detail: what was found and what was expected.
+        detail: the actual and the expected value.
         warning: training would go on.
     """
 
@@ -71,7 +71,7 @@ class Problem:
 
 @dataclass
 class Report:
-    """What was found in one split.
+    """The result of the check of one split.
 
     Attributes:
         classes: names of the classes.
@@ -79,7 +79,7 @@ class Report:
         pairs: number of pairs read.
         pixels: pixels per id.
         images: images per id.
-        problems: in the order found.
+        problems: in the order of reading.
     """
 
     classes: tuple[str, ...]
@@ -207,12 +207,12 @@ class PairReader:
                     f'{image.max()}; to keep it: {KEEP_BITS}',
                     warning=True,
                 )
-        found = image.shape[2] if image.ndim > 2 else 1
-        if self.channels is not None and found != self.channels:
+        channels = image.shape[2] if image.ndim > 2 else 1
+        if self.channels is not None and channels != self.channels:
             yield Problem(
                 'channels',
                 path,
-                f'is read with {found} channels, but the model takes {self.channels} '
+                f'is read with {channels} channels, but the model takes {self.channels} '
                 '(model.data_preprocessor.mean, model.backbone.in_channels); does a transform '
                 'behind the loading add the others?',
                 warning=True,

@@ -2,10 +2,10 @@
 
     python tools/analysis_tools/class_dependency.py CONFIG CHECKPOINT [CONFIG CHECKPOINT ...]
 
-Averages the last features before the classifier over every class of the config's validation set
-and draws ``softmax(mu mu^T / sqrt(C))`` of these class centres: row i says how much class i leans
-on the others. ``--of weights`` takes the rows of the classifier's weight instead (class tokens)
-and needs no image. ``none`` in place of a checkpoint stands for the initial weights.
+Averages the last features before the classifier over every class of the config's validation set and
+draws ``softmax(mu mu^T / sqrt(C))`` of these class centres: row i shows how much class i depends on
+the others. ``--of weights`` takes the rows of the classifier's weight instead (class tokens) and
+needs no image. ``none`` instead of a checkpoint means the initial weights.
 """
 
 from __future__ import annotations

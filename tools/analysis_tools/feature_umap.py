@@ -1,11 +1,12 @@
-"""Last features in the plane by UMAP, for models side by side (figure 4 of arXiv 2303.08646).
+"""Last features in two dimensions by UMAP, for several models (figure 4 of arXiv 2303.08646).
 
     python tools/analysis_tools/feature_umap.py CONFIG CHECKPOINT [CONFIG CHECKPOINT ...]
 
 Takes the features before the classifier at random labelled pixels, the same for all models, and
-draws one scatter plot per model, coloured by class. Two numbers of the features themselves, not of
-the plot, say how compact the classes are and how far apart. Needs ``mmseg-fusion[umap]``, but for
-``--embedding pca``. ``none`` in place of a checkpoint stands for the initial weights.
+draws one scatter plot per model, coloured by class. Two numbers, which are computed from the
+features and not from the plot, show how compact and how separate the classes are. It needs
+``mmseg-fusion[umap]``, except with ``--embedding pca``. ``none`` instead of a checkpoint means the
+initial weights.
 """
 
 from __future__ import annotations

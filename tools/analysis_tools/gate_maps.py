@@ -1,13 +1,13 @@
-"""Figures 6 and 7 of GFF: what its gates let through, and what goes wrong without one of them.
+"""Figures 6 and 7 of GFF: its gates, and the errors without one of them.
 
     python tools/analysis_tools/gate_maps.py CONFIG CHECKPOINT IMAGE [IMAGE ...] --out gates.png
     python tools/analysis_tools/gate_maps.py CONFIG CHECKPOINT IMAGE --label LABEL --zero-gate all
 
-CONFIG has a ``GFFHead`` or a ``GatedFullyFusion`` neck with gates. A row per image: image, label,
-prediction, and a heat map per gate. ``--zero-gate`` sets gates to 0, one after the other, and marks
-the pixels that become wrong, or, without a label, whose prediction changes. Without IMAGE the
-images and labels are those of the validation set. ``none`` in place of the checkpoint stands for
-the initial weights.
+CONFIG has a ``GFFHead`` or a ``GatedFullyFusion`` neck with gates. The picture has a row per image:
+image, label, prediction, and a heat map per gate. ``--zero-gate`` sets one gate at a time to 0, and
+marks the pixels that become wrong or, without a label, whose prediction changes. Without IMAGE the
+images and labels are those of the validation set. ``none`` instead of the checkpoint means the
+initial weights.
 """
 
 from __future__ import annotations

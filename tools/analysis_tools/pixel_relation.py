@@ -3,8 +3,8 @@
     python tools/analysis_tools/pixel_relation.py CONFIG CHECKPOINT [CONFIG CHECKPOINT ...]
 
 Takes the feature before the classifier at a pixel and draws its dot product with the features of
-the whole image, beside the predictions. The pixel is ``--point X Y``, or one per class deep inside
-a region of it. ``none`` in place of a checkpoint stands for the initial weights. Writes one
+the whole image, next to the predictions. The pixel is ``--point X Y``, or one per class far inside
+a region of it. ``none`` instead of a checkpoint means the initial weights. The tool writes one
 picture per image and ``pixel_relation.json``.
 """
 

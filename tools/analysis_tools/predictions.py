@@ -1,12 +1,12 @@
-"""Predictions of several models beside the truth, and what the second of two gains and loses.
+"""Predictions of several models, the truth, and the gains and losses of the second of two models.
 
     python tools/analysis_tools/predictions.py CONFIG CHECKPOINT [CONFIG CHECKPOINT ...] \\
         [--split test] [--num-samples 3 | --indices 5 8 | --largest-gain 3] [--out predictions.png]
 
-The images are those of the first config's data set, ``--num-samples`` evenly over it or the
-``--indices``, so that nobody chooses them by their look. ``--largest-gain`` shows those on which
-the second of two models gains most. It goes through the whole split for that, and says what the
-mean over the split is and how many images became worse, on the picture as well.
+The images come from the first config's data set: ``--num-samples`` evenly spaced ones, or the
+``--indices``, so that they are not picked by their look. ``--largest-gain`` shows the images on
+which the second of two models gains most. For that it evaluates the whole split. It prints the mean
+over the split and the number of images that became worse, and writes both on the picture.
 """
 
 from __future__ import annotations

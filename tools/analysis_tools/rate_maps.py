@@ -1,10 +1,10 @@
-"""Feature maps per dilation rate, ASPP beside KSAC (figure 2.4 of KSAC's thesis).
+"""Feature maps per dilation rate, for ASPP and KSAC (figure 2.4 of KSAC's thesis).
 
     python tools/analysis_tools/rate_maps.py CONFIG CHECKPOINT [CONFIG CHECKPOINT ...] --images FILE
 
 Takes the maps of any ASPP or kernel-sharing pyramid, rate by rate, after norm and activation.
-``none`` in place of a checkpoint stands for the initial weights. Writes one picture per image and
-``rate_maps.json``.
+``none`` instead of a checkpoint means the initial weights. The tool writes one picture per image
+and ``rate_maps.json``.
 """
 
 from __future__ import annotations

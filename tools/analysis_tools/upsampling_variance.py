@@ -1,7 +1,7 @@
-"""Figure 3 of the scale equalization paper: what bilinear upsampling does to a feature's variance.
+"""Figure 3 of the scale equalization paper: the effect of bilinear upsampling on the variance.
 
-A normal random feature of mean 1 / sqrt(2 pi) is upsampled and measured, for variances from 0.01
-to 0.99. The plot and the table hold the measurement beside the closed form::
+The tool upsamples a normal random feature of mean 1 / sqrt(2 pi) and measures its variance, for
+variances from 0.01 to 0.99. The plot and the table compare the measurement with the closed form::
 
     python tools/analysis_tools/upsampling_variance.py [--align-corners] [--paper]
 

@@ -3,11 +3,11 @@
     python tools/dataset_converters/coco_voc.py \\
         data/coco/annotations/instances_train2017.json data/coco/train2017 data/coco/voc_train2017
 
-``IMAGES/a.jpg`` gets ``OUT/a.png``: 1 to 20 where an instance of one of VOC's classes is, crowds
-included, 0 everywhere else, and 255, which losses ignore, where instances of two of them overlap.
-Images with no more than ``--min-pixels`` pixels of 1 to 20 are left out. ``OUT/images.txt`` lists
-the rest (``ann_file`` of a data set), ``OUT/coco_voc.json`` says what there is of each class.
-Needs pycocotools (``pip install 'mmseg-fusion[coco]'``).
+``IMAGES/a.jpg`` gets ``OUT/a.png``. A pixel is 1 to 20 in an instance of one of VOC's classes,
+including crowds, 255, which losses ignore, where instances of two such classes overlap, and 0
+everywhere else. Images with no more than ``--min-pixels`` pixels of 1 to 20 are left out.
+``OUT/images.txt`` lists the other images (``ann_file`` of a data set), and ``OUT/coco_voc.json``
+the pixels of each class. The tool needs pycocotools (``pip install 'mmseg-fusion[coco]'``).
 """
 
 from __future__ import annotations
@@ -179,10 +179,11 @@ def is_own(path: Path) -> bool:
 
 
 def check_out(paths: Sequence[Path], overwrite: bool) -> None:
-    """Stops before anything is written where something would be lost.
+    """Raises an error before a file of somebody else would be replaced.
 
     Raises:
-        InputError: a file is there and is not this tool's, or is and ``overwrite`` is not given.
+        InputError: a file exists and is not this tool's, or is this tool's and ``overwrite`` is not
+            given.
     """
     there = [path for path in paths if path.exists()]
     foreign = [path for path in there if not is_own(path)]
@@ -247,7 +248,7 @@ def convert(
     Args:
         task: the image's entry, where its label goes, and its instances.
         images: folder of the images.
-        min_pixels: more of them have to be of a class.
+        min_pixels: the image is taken if more pixels than this belong to a class.
         outputs: what this run writes.
 
     Returns:

@@ -5,9 +5,9 @@
     python tools/deployment/export_onnx.py CONFIG [CHECKPOINT] OUT --shape H W [--argmax]
 
 The network takes normalized images, (N, C, H, W) in float32 with the channels that the config
-normalizes, and gives logits as the head forms them; ``--upsample`` gives them in the size of the
-image, as testing a whole image does, and ``--argmax`` gives labels. The constants of the
-normalization stand in the metadata of the file.
+normalizes. It gives logits in the size of the head's output; ``--upsample`` gives them in the size
+of the image, as the test of a whole image does, and ``--argmax`` gives labels. The metadata of the
+file holds the constants of the normalization.
 """
 
 from __future__ import annotations
@@ -215,8 +215,8 @@ def noise(batch: int, shape: tuple[int, int], channels: int, seed: int = 0) -> T
 
     Those of a smaller batch, up to four, are the first of a larger one.
 
-    White noise looks the same everywhere: where a network pools it far, hardly anything differs
-    from image to image.
+    White noise looks the same everywhere: if a network pools it over large areas, hardly anything
+    differs from image to image.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = max(batch, 4)
@@ -233,7 +233,7 @@ def noise(batch: int, shape: tuple[int, int], channels: int, seed: int = 0) -> T
 def settle(module: Deployed) -> None:
     """Gives the batch norms of an untrained model statistics of noise, in place.
 
-    With those that they start with, what an image changes fades from layer to layer: the logits
+    With the initial statistics, the influence of the image fades from layer to layer: the logits
     would be one constant, and equal in any runtime.
     """
 
@@ -261,7 +261,7 @@ def settle(module: Deployed) -> None:
 
 
 def exporters() -> list[Exporter]:
-    """The exporters that this torch has, the one to try first first."""
+    """The exporters that this torch has, in the order in which they are tried."""
     if 'dynamo' in inspect.signature(torch.onnx.export).parameters:
         return ['torchscript', 'dynamo']
     # The argument came with 2.5; once it goes, the older exporter has gone.
@@ -425,7 +425,7 @@ def _threshold(model: nn.Module) -> float:
 
 
 def write_metadata(path: Path, module: Deployed, classes: Sequence[str] | None) -> None:
-    """Adds what a user of the file needs to know: image, classes, sides of the output."""
+    """Adds metadata for the user of the file: image, classes, sides of the output."""
     import onnx
 
     proto = onnx.load(str(path))
@@ -458,10 +458,10 @@ def export_and_compare(
     opset: int | None = None,
     batches: Sequence[int] = (1, 2),
 ) -> tuple[Exporter, list[Difference]]:
-    """Takes the first exporter whose file gives what PyTorch gives.
+    """Takes the first exporter whose file gives the same results as PyTorch.
 
     Returns:
-        The exporter, and what was compared.
+        The exporter, and the comparisons.
 
     Raises:
         SystemExit: none does; no file is left. Its message has a line per exporter.

@@ -1,10 +1,10 @@
-"""Makes a checkpoint of configs/gff/gff-dfp_wrn38-d8_* of the authors' released GFF model.
+"""Converts the authors' released GFF model to a checkpoint of configs/gff/gff-dfp_wrn38-d8_*.
 
     python tools/model_converters/gff_wrn38.py released.pth gff-dfp_wrn38.pth
 
 SRC is a checkpoint of DeepWV3PlusGFFNet from the authors' repository (lxtGH/DecoupleSegNets). Its
-names may have anything in front (``module.``, ...). DST loads strictly into the model of the config
-with as many classes. The authors' classifier has no bias: here it gets one of zeros.
+names may have any prefix (``module.``, ...). DST loads strictly into the model of the config with
+as many classes. The authors' classifier has no bias; here its bias is set to zero.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def layers() -> Iterator[tuple[str, str]]:
 
 
 def head_state(state: dict[str, torch.Tensor], what: str) -> dict[str, torch.Tensor]:
-    """The state of the ``GFFHead`` that does what the head in ``state`` does.
+    """The state of the ``GFFHead`` that is equivalent to the head in ``state``.
 
     Args:
         state: tensors of the authors' model by name.

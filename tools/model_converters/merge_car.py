@@ -1,4 +1,4 @@
-"""Makes the checkpoint of a model trained with CAR one for deployment: one 1x1 convolution.
+"""Converts a checkpoint trained with CAR for deployment: merges two 1x1 convolutions into one.
 
     python tools/model_converters/merge_car.py CONFIG CHECKPOINT OUT
 
@@ -87,7 +87,7 @@ def loaded(model: nn.Module, state: dict, what: str) -> nn.Module:
 
 
 def logits(model: nn.Module) -> torch.Tensor:
-    """What the model says about noise, on a small image or, where it refuses that, a larger one."""
+    """The logits of the model for noise, on a small image or, if it refuses that, a larger one."""
     generator = torch.Generator().manual_seed(0)
     for size in ((97, 129), SQUARE):
         image = torch.rand(1, image_channels(model), *size, generator=generator)

@@ -1,13 +1,13 @@
-"""Makes a backbone's checkpoint of published WiderResNet-38 (A2) weights, and checks them.
+"""Converts published WiderResNet-38 (A2) weights to a checkpoint of the backbone, and checks them.
 
     python tools/model_converters/wider_resnet.py wider_resnet38.pth.tar wider_resnet38.pth
 
 SRC is a checkpoint for image classification, or of a segmentation model on this backbone. Its names
-may have anything in front (``module.``, ``backbone.``, ...); its classifier and heads are left out.
-DST loads with ``init_cfg=dict(type='Pretrained', checkpoint=DST)``.
+may have any prefix (``module.``, ``backbone.``, ...); its classifier and heads are left out. DST
+loads with ``init_cfg=dict(type='Pretrained', checkpoint=DST)``.
 
-WiderResNet-38 without A2, which pools in front of modules 4 to 6, has the same names and shapes:
-its weights cannot be told apart, and are of no use here.
+WiderResNet-38 without A2, which pools in front of modules 4 to 6, has the same names and shapes.
+Its weights cannot be recognized, and do not work here.
 """
 
 from __future__ import annotations

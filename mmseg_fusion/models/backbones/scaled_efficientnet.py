@@ -21,10 +21,10 @@ Variant = Literal['default', 'lite']
 
 
 class FusedBlock(BaseModule):
-    """Fused inverted residual that expands nothing: one 3x3 convolution, norm, activation.
+    """Fused inverted residual without expansion: one 3x3 convolution, norm, activation.
 
-    mmpretrain's ``EdgeResidual`` would put a 1x1 convolution behind a 3x3 one that leaves the
-    width as it is; EfficientNetV2 (arXiv 2104.00298) has the single convolution.
+    mmpretrain's ``EdgeResidual`` would add a 1x1 convolution behind a 3x3 convolution that does not
+    change the width. EfficientNetV2 (arXiv 2104.00298) has the single convolution.
     """
 
     def __init__(
@@ -61,8 +61,9 @@ class ScaledEfficientNet(EfficientNetLayers):
     ``init_cfg=dict(type='Pretrained', checkpoint=..., prefix='backbone')``. Widths are rounded to
     multiples of 8 but never below 90 %, numbers of blocks are rounded up. No dilation.
 
-    The lite variant, as a reader's summary of the paper has it, has fused blocks (a 3x3 convolution
-    in place of the 1x1 and the depthwise one) in every stage, ReLU, and no squeeze and excitation.
+    According to a reader's summary of the paper, the lite variant has fused blocks (a 3x3
+    convolution instead of the 1x1 and the depthwise one) in every stage, ReLU, and no squeeze and
+    excitation.
 
     Args:
         width: factor of all widths.
@@ -93,7 +94,8 @@ class ScaledEfficientNet(EfficientNetLayers):
         ValueError: an argument is none of the above.
 
     Chosen: the lite variant's fused convolutions are 3x3 in every stage, also where EfficientNet
-    has 5x5 (neither slides nor counts say); blocks that expand nothing are one 3x3 convolution.
+    has 5x5 (neither the slides nor the counts decide this); blocks without expansion are one 3x3
+    convolution.
 
     Example:
         >>> backbone = ScaledEfficientNet(width=0.4, depth=0.6)

@@ -33,8 +33,8 @@ POOLED, STRIDED = (2, 3), (4, 5, 6)
 class IdentityResidualBlock(nn.Module):
     """Residual block with norm and ReLU before each convolution, none after the sum.
 
-    Two 3x3 convolutions, or 1x1, 3x3 and 1x1. The shortcut is the input as it comes, or, where
-    stride or width change, a 1x1 convolution of the input behind the block's first norm and ReLU.
+    Two 3x3 convolutions, or 1x1, 3x3 and 1x1. The shortcut is the input. If stride or width change,
+    it is a 1x1 convolution of the input after the block's first norm and ReLU.
 
     Args:
         in_channels: channels of the input.
@@ -108,24 +108,24 @@ class IdentityResidualBlock(nn.Module):
 class WiderResNet(PretrainedStem):
     """WiderResNet-38 A2 with output stride 8 (backbone of GFF's row with 83.3, table 8).
 
-    Module 1 is a 3x3 convolution (64 channels) at the size of the image. Max pooling stands before
+    Module 1 is a 3x3 convolution (64 channels) at the size of the image. Max pooling precedes
     modules 2 and 3. Modules 2 to 7 have 3, 3, 6, 3, 1 and 1 blocks with norm and ReLU before each
     convolution: two 3x3 convolutions of (128, 128), (256, 256), (512, 512) and (512, 1024)
     channels, then 1x1, 3x3 and 1x1 of (512, 1024, 2048) and (1024, 2048, 4096). The first
-    convolutions of modules 4, 5 and 6 have stride 2 as far as ``output_stride`` goes; a module that
-    lost its stride, and what follows, is dilated by it: with output stride 8 by 2 in module 5 and
-    by 4 in modules 6 and 7. In training, modules 6 and 7 drop 30 % and 50 % of the channels before
-    the last convolution.
+    convolutions of modules 4, 5 and 6 have stride 2, up to ``output_stride``. Modules that lose
+    their stride, and all later modules, are dilated instead: with output stride 8 by 2 in module 5
+    and by 4 in modules 6 and 7. In training, modules 6 and 7 drop 30 % and 50 % of the channels
+    before the last convolution.
 
-    Levels are sums of residual blocks: no norm and no ReLU follows, as in the authors' model. The
-    norm in front of the classifier (``bn_out``) is none of this backbone.
+    Levels are the sums of residual blocks, without a norm or ReLU, as in the authors' model. The
+    norm in front of the classifier (``bn_out``) is not part of this backbone.
 
     With output stride 8 the first 3x3 convolution of module 5 is dilated too, as in the authors'
     code: the same weights give other features than with output stride 32.
 
     ImageNet weights: ``wider_resnet38.pth.tar`` of NVIDIA/semantic-segmentation has the same names
-    behind ``module.``; ``tools/model_converters/wider_resnet.py`` checks it, or a segmentation
-    model on this backbone, and writes a file for
+    with the prefix ``module.``; ``tools/model_converters/wider_resnet.py`` checks it, or a
+    segmentation model on this backbone, and writes a file for
     ``init_cfg=dict(type='Pretrained', checkpoint=...)``. On top of a config with
     ``model.pretrained``, set ``model.pretrained=None``: MMSegmentation moves those weights into the
     backbone.

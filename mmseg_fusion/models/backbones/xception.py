@@ -27,9 +27,9 @@ TIMM_BLOCK = re.compile(r'blocks\.(\d+)\.(?:stack\.conv(\d)\.(conv|bn)_(dw|pw)|s
 class XceptionBlock(nn.Module):
     """Three separable convolutions and a shortcut around them; the last one has the stride.
 
-    Batch norm follows each depthwise and each pointwise convolution. ReLU stands before each
-    separable convolution, outside of it, and the shortcut takes what comes before the first one;
-    with ``activate_inside`` it stands behind each batch norm instead.
+    Batch norm follows each depthwise and each pointwise convolution. ReLU precedes each separable
+    convolution, and the shortcut takes the input before the first ReLU. With ``activate_inside`` a
+    ReLU follows each batch norm instead.
 
     Args:
         in_channels: channels of the input.
@@ -102,10 +102,10 @@ class AlignedXception(PretrainedStem):
     1024) with stride 2 and of three separable convolutions (1536, 1536, 2048) without a shortcut.
     There is no max pooling.
 
-    ``output_stride`` 16 takes the stride out of the exit flow, 8 out of the third entry block as
-    well. What follows a convolution that lost its stride is dilated by it, so that with the same
-    weights the features of output stride 32 are among those of 16 and 8, at every second or fourth
-    position, exactly.
+    ``output_stride`` 16 removes the stride of the exit flow, and 8 also that of the third entry
+    block. Layers behind a convolution that lost its stride are dilated instead. With the same
+    weights, the features of output stride 32 are therefore exactly those of 16 and 8 at every
+    second or fourth position.
 
     Levels: 0 has stride 4 and 256 channels, the low-level feature of DeepLabV3+'s decoder (second
     convolution of the second entry block); 1 has stride 8 and 728 channels (second convolution of
@@ -119,10 +119,11 @@ class AlignedXception(PretrainedStem):
     lost its stride; padding by the dilation on every side. No multi-grid rates.
 
     ImageNet weights: DeepLab's own, as timm publishes them for its ``xception41.tf_in1k`` and
-    ``xception65.tf_in1k``, load as they are (``init_cfg=dict(type='Pretrained',
-    checkpoint=...)``). They want ``norm_cfg=dict(type='SyncBN', eps=1e-3)`` and images normalized
-    with mean and standard deviation 127.5. On top of a config with ``model.pretrained``, set
-    ``model.pretrained=None``: MMSegmentation moves those weights into the backbone.
+    ``xception65.tf_in1k``, load without conversion
+    (``init_cfg=dict(type='Pretrained', checkpoint=...)``). They need
+    ``norm_cfg=dict(type='SyncBN', eps=1e-3)`` and images normalized with mean and standard
+    deviation 127.5. On top of a config with ``model.pretrained``, set ``model.pretrained=None``:
+    MMSegmentation moves those weights into the backbone.
 
     Args:
         depth: 65, or 41 with 8 blocks in the middle flow.

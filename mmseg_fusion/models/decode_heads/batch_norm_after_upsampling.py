@@ -32,23 +32,23 @@ def batch_norm_after_upsampling(
 ) -> nn.Module:
     """Any decode head with batch norm on the upsampled branches of its fusions.
 
-    The alternative that the paper compares with (arXiv 2402.01149, section 3.2): the pipeline of
-    a branch goes from conv - batch norm - ReLU - upsampling to conv - ReLU - upsampling - batch
-    norm. It equalizes the branches as well, at the cost of batch norm on the large, concatenated
-    feature in every training step. One norm over the concatenation is one norm per branch, since
-    batch norm treats each channel by itself.
+    The paper compares with this alternative (arXiv 2402.01149, section 3.2). It changes the
+    pipeline of a branch from conv - batch norm - ReLU - upsampling to conv - ReLU - upsampling -
+    batch norm. This equalizes the branches as well, but costs a batch norm of the large,
+    concatenated feature in every training step. One norm over the concatenation is one norm per
+    branch, since batch norm treats each channel by itself.
 
-    Registered as a function, so that a config turns any head into it with three keys:
-    ``decode_head=dict(type='BatchNormAfterUpsampling', head='UPerHead', layers=[...])`` beside the
-    arguments that are there.
+    It is registered as a function, so that a config can change any head with three keys, in
+    addition to the head's own arguments: ``decode_head=dict(type='BatchNormAfterUpsampling',
+    head='UPerHead', layers=[...])``.
 
     Args:
         head: registered name of the head.
         layers: qualified names of the fusion convolutions in the head, e.g.
             ``['fpn_bottleneck.conv']``; :func:`mmseg_fusion.fusions.trace_fusions` lists them.
         branches: qualified names of the ``ConvModule`` at the end of each branch, whose norm is
-            taken away, e.g. ``['fpn_convs.0', 'bottleneck']``; it gets a bias instead. Empty: the
-            norm after upsampling is added to those that are there.
+            removed, e.g. ``['fpn_convs.0', 'bottleneck']``; it gets a bias instead. Empty: the norm
+            after upsampling is added to the existing norms.
         **kwargs: arguments of the head; its ``norm_cfg`` is that of the norm after upsampling.
 
     Returns:

@@ -26,7 +26,7 @@ Attention = Literal['channelized_axial', 'axial', 'axial_se', 'channelized_self'
 
 
 def with_authors_eps(norm_cfg: dict | None) -> dict | None:
-    """``norm_cfg`` with the authors' eps of 1e-3, if it is a batch norm that names none.
+    """Adds the authors' eps of 1e-3 to ``norm_cfg``, if that is a batch norm without an eps.
 
     Their momentum, 0.1 as PyTorch writes it, is PyTorch's default.
     """
@@ -40,14 +40,15 @@ def with_authors_eps(norm_cfg: dict | None) -> dict | None:
 class CAAHead(DeepLabParts):
     """Head with channelized axial attention (thesis chapter 3, figure 3.5).
 
-    3x3 convolution, attention, 1x1 convolution, all of ``attention_channels``; beside it the
-    image level, the global mean of the backbone's feature through a 1x1 convolution; both
-    concatenated; 1x1 convolution to ``channels``; dropout; classifier. With ``c1_in_channels``
-    the simple decoder of table 3.7, DeepLabV3+'s: a 1x1 convolution of the stride-4 level is
-    concatenated with the upsampled feature, and two depthwise separable 3x3 convolutions follow.
+    The head has two branches. The first is a 3x3 convolution, the attention, and a 1x1 convolution,
+    all with ``attention_channels``. The second is the image level: the global mean of the
+    backbone's feature and a 1x1 convolution. Both are concatenated; a 1x1 convolution to
+    ``channels``, dropout and the classifier follow. ``c1_in_channels`` adds the simple decoder of
+    table 3.7, that of DeepLabV3+: a 1x1 convolution of the stride-4 level is concatenated with the
+    upsampled feature, and two depthwise separable 3x3 convolutions follow.
 
     Joint pyramid upsampling is a neck (mmseg's ``JPU``) and an auxiliary loss is another head
-    (``FCNHead``): both are a matter of the config.
+    (``FCNHead``); both are set in the config.
 
     Args:
         channels: channels before the classifier; ``BaseDecodeHead`` takes it by this name too.
@@ -62,13 +63,14 @@ class CAAHead(DeepLabParts):
         image_level: whether there is the image level.
         implementation: ``'factorized'``, or ``'grouped'`` for the thesis' algorithm 2; see
             :class:`ChannelizedAxialAttention`.
-        groups: in how many groups ``'grouped'`` makes the terms; the larger, the less memory.
+        groups: number of groups in which ``'grouped'`` computes the terms; more groups need less
+            memory.
         c1_in_channels: channels of ``inputs[0]``, the level of stride 4, for the simple decoder;
             0 for none.
-        c1_channels: channels that the decoder reduces it to.
-        **kwargs: arguments of ``BaseDecodeHead``. A batch norm in ``norm_cfg`` that names no
-            ``eps`` gets the authors' 1e-3, in the whole head; one that does keeps it.
-            ``conv_cfg`` is that of all convolutions but the classifier.
+        c1_channels: channels to which the decoder reduces it.
+        **kwargs: arguments of ``BaseDecodeHead``. If a batch norm in ``norm_cfg`` sets no ``eps``,
+            it gets the authors' 1e-3, in the whole head. ``conv_cfg`` holds for all convolutions
+            except the classifier.
 
     Shape:
         Inputs: levels of the backbone or neck, of which ``in_index`` is taken,

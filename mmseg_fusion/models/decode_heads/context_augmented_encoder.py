@@ -22,15 +22,16 @@ from ..layers.single_value import explains_single_values
 class ContextAugmentedEncoder(BaseDecodeHead):
     """Wide linear layer, self-attention, trailing convolution, at output stride 32 (section 3.2).
 
-    1x1 convolution to ``wide_channels`` (in the place of the 3x3 that such heads begin with: at
-    output stride 32 a pixel has seen enough), 1x1 convolution to ``attention_channels``, plus its
-    self-attention, 1x1 convolution to ``channels``; each convolution with norm and activation. The
-    self-attention is regularized by class-aware regularization where the model is
-    ``type='CAREncoderDecoder'``: ``car=dict(layer='out_conv')`` for this head alone,
-    ``car=dict(layer='encoder.out_conv')`` as the encoder of :class:`HFGDHead`.
+    The head is a 1x1 convolution to ``wide_channels``, a 1x1 convolution to ``attention_channels``,
+    self-attention whose result is added to its input, and a 1x1 convolution to ``channels``. Each
+    convolution has norm and activation. Such heads usually begin with a 3x3 convolution; at output
+    stride 32 the receptive field is large enough without it. The self-attention is regularized by
+    class-aware regularization where the model is ``type='CAREncoderDecoder'``:
+    ``car=dict(layer='out_conv')`` for this head alone, ``car=dict(layer='encoder.out_conv')`` as
+    the encoder of :class:`HFGDHead`.
 
-    A decode head like any other (table 4, "Our CAE" without upsampler), and an encoder for
-    :class:`HFGDHead`, which takes its classifier off.
+    It can be used as a decode head (table 4, "Our CAE" without upsampler), or as the encoder of
+    :class:`HFGDHead`, which removes its classifier.
 
     Args:
         wide_channels: width of the wide linear layer.

@@ -88,11 +88,11 @@ class AggregationModule(BaseModule):
 class CPHead(BaseDecodeHead):
     """Context prior head of CPNet (CVPR 2020, section 3), for features at output stride 8.
 
-    The aggregated feature ("Aggregation Module") predicts, for each cell of a grid, with which
-    cells it shares its class: the context prior P, one channel per cell, supervised by the affinity
-    loss ("Affinity Loss"). P and 1 - P gather the features of the same class and of the others;
-    both contexts, each through a 1x1 convolution, are concatenated with the input feature
-    ("Context Prior Layer"), and a 3x3 convolution leads to the classifier.
+    The aggregated feature ("Aggregation Module") predicts, for each cell of a grid, which cells
+    have the same class. This prediction is the context prior P, with one channel per cell,
+    supervised by the affinity loss ("Affinity Loss"). P and 1 - P gather the features of the same
+    class and of the other classes; both contexts, each through a 1x1 convolution, are concatenated
+    with the input feature ("Context Prior Layer"), and a 3x3 convolution leads to the classifier.
 
     Args:
         prior_channels: channels of the aggregated feature and of the contexts.
@@ -110,10 +110,10 @@ class CPHead(BaseDecodeHead):
         ValueError: ``am_kernel_size`` is even, or a size is not positive.
 
     Differs from the authors' code, whose feature must be as large as the grid (64 x 64 in their
-    config): a feature of any other size is resized to the grid, bilinearly, as the authors of CAR
-    do (without aligned corners; here ``align_corners`` says). A feature much larger than the grid
-    is worth sliding windows (``test_cfg=dict(mode='slide', ...)``). The product with 1 - P is
-    computed as the mean feature minus the product with P.
+    config). Here a feature of any other size is resized to the grid bilinearly, as the authors of
+    CAR do. They do not align corners; here ``align_corners`` decides. If the feature is much larger
+    than the grid, test in sliding windows (``test_cfg=dict(mode='slide', ...)``). The product with
+    1 - P is computed as the mean feature minus the product with P.
 
     Example:
         >>> head = CPHead(

@@ -1,4 +1,4 @@
-"""What KSAC's and CAA's heads have of DeepLab: the image level and the decoder."""
+"""Parts of DeepLab that the heads of KSAC and CAA share: the image level and the decoder."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 
 class DeepLabParts(BaseDecodeHead):
-    """Decode head with an image level and DeepLabV3+'s decoder, each where it is wanted.
+    """Decode head with an optional image level and DeepLabV3+'s optional decoder.
 
-    A subclass builds them where they stand in the order of its layers, and joins them in
-    ``_forward_feature``. The names of the layers are the head's own, ``image_pool``,
-    ``c1_bottleneck`` and ``sep_bottleneck``; a part that is not wanted is None.
+    A subclass builds these parts in the order of its layers, and joins them in
+    ``_forward_feature``. The layers are attributes of the head: ``image_pool``, ``c1_bottleneck``
+    and ``sep_bottleneck``. A part that is not used is None.
     """
 
     #: One image has one pooled value per channel, whatever its size.

@@ -28,38 +28,39 @@ class DenseASPPHead(BaseDecodeHead):
     head's input and the outputs of the branches before it. The paper classifies the concatenation
     of the input and all branches with a 1x1 convolution; so does this head with ``channels=None``.
 
-    As in the authors' code: the activation comes first, so that branches and classifier see an
-    input without negative values, and the first branch has no norm of its own, because the
-    backbone's features are normalized.
+    As in the authors' code, the activation comes first, so that branches and classifier see an
+    input without negative values. The first branch has no norm, because the backbone's features are
+    already normalized.
 
     Args:
         in_channels: channels of the level, or of the levels that ``input_transform`` joins.
-        channels: what the classifier sees: None for the concatenation, the paper's form, or the
-            channels to which a 1x1 convolution with norm and activation brings it. Class-aware
-            regularization needs such a convolution in front of the classifier.
+        channels: None: the classifier takes the concatenation, as in the paper. A number: a 1x1
+            convolution with norm and activation reduces the concatenation to so many channels.
+            Class-aware regularization needs such a convolution in front of the classifier.
         dilations: rates of the branches, in cells of the level; the paper's are those for output
             stride 8.
-        reduced_channels: what a 1x1 convolution with norm and activation brings the input to, or
-            None to take it as it is. In the authors' DenseNets the transition behind the fourth
-            dense block does this, to half the channels: 512 for DenseNet-121, 1104 for 161.
+        reduced_channels: channels to which a 1x1 convolution with norm and activation reduces the
+            input, or None for no reduction. In the authors' DenseNets the transition behind the
+            fourth dense block does this, to half the channels: 512 for DenseNet-121, 1104 for 161.
         bottleneck_channels: of the 1x1 convolutions; None for half of the (reduced) input, as in
             section 3.3.
         branch_channels: of each branch's output; None for an eighth of the (reduced) input, as in
             section 3.3.
-        branch_dropout_ratio: of whole channels of a branch's output; None for ``dropout_ratio``,
-            that in front of the classifier. The authors have 0.1 at both places.
+        branch_dropout_ratio: dropout of whole channels of a branch's output; None for
+            ``dropout_ratio``, the dropout in front of the classifier. The authors use 0.1 in both
+            places.
         **kwargs: of :class:`mmseg.models.decode_heads.decode_head.BaseDecodeHead`.
 
     Shape:
         Input (N, C, H, W) at ``in_index``; logits (N, out_channels, H, W).
 
     Raises:
-        ValueError: a rate or a number of channels is not positive, a ratio is not one, or
+        ValueError: a rate or a number of channels is not positive, a ratio is out of range, or
             ``input_transform`` joins nothing.
 
     Differs from the paper: ``channels``, when given, and ``reduced_channels`` (see above). Differs
-    from the authors' code: convolutions have no bias where there are norms, which, with the
-    classifier's own bias, make up for it. Their configurations differ from section 3.3:
+    from the authors' code: convolutions have no bias where there are norms; the norms and the
+    classifier's bias compensate for it. Their configurations differ from section 3.3:
     (``bottleneck_channels``, ``branch_channels``) is (128, 64) for DenseNet-121, (512, 128) for
     161, (336, 168) for 169 and (480, 240) for 201; and the momentum of their branches' batch norms
     is 0.0003, here that of ``norm_cfg``.

@@ -1,4 +1,4 @@
-"""A fully convolutional head that looks at features without moving them."""
+"""A fully convolutional head whose gradient does not reach the features."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class DetachedFCNHead(FCNHead):
     """MMSegmentation's FCN head behind a stop-gradient: a probe of a backbone's features.
 
     Huang et al., "High-level Feature Guided Decoding for Semantic Segmentation", arXiv 2303.08646,
-    section 5.1: beside an upsampler that trains the backbone, it measures how good the high-level
-    features have remained.
+    section 5.1. While an upsampler trains the backbone, this head measures how good the high-level
+    features still are.
 
     Args:
         **kwargs: arguments of ``FCNHead``.

@@ -22,8 +22,8 @@ class ESegHead(BaseDecodeHead):
     :math:`O = \sum_i \frac{e^{w_i}}{\sum_j e^{w_j}} \mathrm{Upsample}(P_i)`, one learnable weight
     per level, bilinear upsampling to the finest level (arXiv 2203.12683).
 
-    A scalar commutes with the upsampling: each level is scaled at its own size. In eval mode the
-    sum is formed in place.
+    A scalar commutes with the upsampling, so each level is scaled before it is enlarged. In eval
+    mode the sum is formed in place.
 
     Args:
         **kwargs: arguments of ``BaseDecodeHead``; ``in_channels`` and ``in_index`` are lists,

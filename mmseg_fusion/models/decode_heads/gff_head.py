@@ -27,33 +27,33 @@ from ..necks.gated_fully_fusion import TOP_DOWN
 class GFFHead(BaseDecodeHead):
     """GFFNet behind any backbone (figure 3).
 
-    The context :math:`y_0` of the last level (pyramid pooling, ASPP, another decode head without
-    its classifier); the levels fused by
-    :class:`~mmseg_fusion.models.necks.GatedFullyFusion`; with ``dfp``, the
-    :class:`~mmseg_fusion.models.layers.DenseFeaturePyramid` over both. What comes out is resized to
-    the finest level, concatenated, and classified. A neck would hide the backbone's levels from
-    the context and from the auxiliary head, so the fusion is part of the head.
+    The context :math:`y_0` is computed from the last level by another decode head without its
+    classifier, such as pyramid pooling or ASPP.
+    :class:`~mmseg_fusion.models.necks.GatedFullyFusion` fuses the levels. With ``dfp``, the
+    :class:`~mmseg_fusion.models.layers.DenseFeaturePyramid` takes both. The results are resized to
+    the finest level, concatenated, and classified. The fusion is part of the head, because a neck
+    would hide the backbone's levels from the context and from the auxiliary head.
 
     Args:
         neck: arguments of ``GatedFullyFusion`` (or, with ``type``, another neck with its
-            interface): ``dict(fusion='concat')`` is that row of table 1. ``in_channels``,
-            ``channels``, ``align_corners`` and the configs of the layers are the head's where they
-            are not given.
+            interface): ``dict(fusion='concat')`` gives the row "concat" of table 1.
+            ``in_channels``, ``channels``, ``align_corners`` and the configs of the layers default
+            to those of the head.
         context: config of the decode head that gives :math:`y_0`, without its classifier, dropout
             and loss. Its ``in_index`` counts the backbone's levels and defaults to the last level
-            that is fused, from which negative numbers count; ``in_channels`` follows from it where
-            the level is one of those fused; ``channels`` and the rest default to the head's. The
-            paper's is that of PSPNet.
-        fuse_context: whether the context is the last level of the fusion as well. ``'auto'``: for
-            FPN and gated FPN, which the paper runs over five levels so.
+            that is fused, from which negative numbers count; ``in_channels`` follows from it if the
+            level is fused; ``channels`` and the rest default to the head's. The paper takes
+            PSPNet's context.
+        fuse_context: whether the context is also the last level of the fusion. ``'auto'``: for FPN
+            and gated FPN, which the paper therefore runs over five levels.
         dfp: None, ``'conv'`` (equation 6) or ``'dilated'`` (the authors' code, which needs
             ``fuse_context=True``).
         num_convs: convolutions between the concatenation and the classifier.
         kernel_size: of these.
         **kwargs: arguments of ``BaseDecodeHead``; ``channels`` is the width of the fusion and of
-            the convolutions before the classifier. ``neck=dict(channels=...)`` is that of the
-            fusion alone: 128 under 256 in the authors' code. ``conv_cfg`` is the kind of all
-            convolutions but the gates' and the classifier.
+            the convolutions before the classifier. ``neck=dict(channels=...)`` is the width of the
+            fusion alone; the authors' code has 128 there and 256 here. ``conv_cfg`` is the kind of
+            all convolutions except the gates and the classifier.
 
     Shape:
         Inputs: the backbone's levels (N, C_l, H_l, W_l), finest first, of which ``in_index`` lists
@@ -65,11 +65,12 @@ class GFFHead(BaseDecodeHead):
 
     Chosen: one 1x1 convolution with norm and activation between the concatenation and the
     classifier. The paper speaks only of the concatenation, and the authors' code has two 3x3
-    convolutions there (``num_convs=2, kernel_size=3``), which would cost more than table 3 has
-    room for. Without ``dfp`` the context and the fused levels are concatenated (chosen).
+    convolutions there (``num_convs=2, kernel_size=3``), which would cost more than table 3 reports.
+    Without ``dfp`` the context and the fused levels are concatenated (chosen).
 
-    The checkpoint of a head of the type of ``context`` can be loaded, as the ablation of table 1
-    begins from a trained PSPNet: its weights then become the context's, and the rest starts fresh.
+    The checkpoint of a model whose head has the type of ``context`` can be loaded, since the
+    ablation of table 1 starts from a trained PSPNet. Its head's weights are loaded into the
+    context; the rest starts from new weights.
 
     Example:
         >>> head = GFFHead(
@@ -227,7 +228,7 @@ class GFFHead(BaseDecodeHead):
     def feature_and_losses(
         self, inputs: Sequence[Tensor], batch_data_samples: SampleList
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the classifier sees, and the context's own losses."""
+        """The input of the classifier, and the losses of the context."""
         return self._forward_feature(inputs, batch_data_samples)
 
     def loss(

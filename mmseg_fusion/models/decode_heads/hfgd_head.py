@@ -37,31 +37,32 @@ def _refines(args: tuple, kwargs: dict[str, Any]) -> bool:
 class HFGDHead(BaseDecodeHead):
     """An upsampler that is guided by the backbone's high-level feature (section 3, figure 2).
 
-    Teacher: the last level of the backbone, through ``encoder``, classified by the class tokens,
-    which are weight and bias of the 1x1 classifier ``conv_seg``. Student: ``upsampler`` over all
-    levels, the last of them replaced by the encoder's feature, then axial attention, classified by
-    the same tokens. Both have a cross entropy; the prediction is the student's.
+    The teacher is the last level of the backbone, passed through ``encoder``. It is classified by
+    the class tokens, the weight and bias of the 1x1 classifier ``conv_seg``. The student is
+    ``upsampler``, followed by axial attention. It takes all levels, the last of which is replaced
+    by the encoder's feature, and is classified by the same tokens. Both have a cross entropy; the
+    prediction is the student's.
 
-    The student's loss trains the upsampler and the axial attention and nothing else: the levels and
-    the encoder's feature enter the upsampler detached, and the student's classification detaches
-    the tokens. So the upsampler's feature has to come near that of the teacher, and the pretrained
-    backbone sees nothing of the upsampler's noise. At test the teacher's classification is not run.
+    The student's loss trains only the upsampler and the axial attention. The levels and the
+    encoder's feature enter the upsampler detached, and the student's classification detaches the
+    tokens. The upsampler's feature therefore has to come close to the teacher's, and no gradient of
+    the upsampler disturbs the pretrained backbone. At test the teacher's classification is not run.
 
     Args:
         in_channels: channels of the backbone's levels, finest first.
         channels: width of the class tokens, which is that of the upsampler's feature.
-        upsampler: config of a decode head; its classifier, with dropout and loss, is taken off.
+        upsampler: config of a decode head; its classifier, dropout and loss are removed.
             ``in_index`` counts the levels of this head (``in_index`` below), and defaults to all of
             them; ``in_channels`` follows from it, ``channels`` and the configs of the layers
             default to those here.
         encoder: config of the decode head whose feature is the high-level one, without its
             classifier, dropout and loss. ``in_index`` counts the backbone's levels and defaults to
             the last level of this head, from which negative numbers count; ``in_channels`` follows
-            from it. Default: the context-augmented encoder, whose
-            self-attention is regularized with ``type='CAREncoderDecoder'`` and
-            ``car=dict(layer='encoder.out_conv')``. None: the level itself ("Identity").
-            An encoder with a coarse prediction of its own (OCR) gets it as the second head of a
-            ``CascadeEncoderDecoder``, as MMSegmentation's OCRHead does.
+            from it. Default: the context-augmented encoder, whose self-attention is regularized
+            with ``type='CAREncoderDecoder'`` and ``car=dict(layer='encoder.out_conv')``. None: the
+            level itself ("Identity"). An encoder that needs a coarse prediction (OCR) gets it if
+            this head is the second head of a ``CascadeEncoderDecoder``, as for MMSegmentation's
+            OCRHead.
         guidance: whether there is a teacher. Without it the student's loss trains everything, the
             tokens too, and nothing is detached.
         axial_attention: whether one layer of axial attention follows the upsampler; a dict of
@@ -77,17 +78,18 @@ class HFGDHead(BaseDecodeHead):
 
     Losses:
         ``loss_ce`` and ``acc_seg`` of the student, ``teacher_loss_ce`` and ``teacher_acc_seg`` of
-        the teacher; ``encoder_...`` and ``upsampler_...``: losses of their own, such as the
-        affinity loss of ``CPHead``.
+        the teacher; ``encoder_...`` and ``upsampler_...``: additional losses of these parts, such
+        as the affinity loss of ``CPHead``.
 
     Raises:
         ValueError: a part has the wrong width or is no decode head with one output.
 
-    Chosen, the paper does not say: without an encoder the teacher is the basic FCN of the authors
-    (3x3 convolution to twice the tokens' width, 1x1 convolution to it), on the level itself, and
-    the level itself enters the upsampler; an encoder of another width than the tokens has a 1x1
-    convolution to it. Axial attention: 4 heads as in the authors' library, query, key and value of
-    all channels; both passes share query and key.
+    Chosen, because the paper does not specify it: without an encoder the teacher is the authors'
+    basic FCN on the level itself (a 3x3 convolution to twice the width of the tokens, a 1x1
+    convolution to the width of the tokens), and the level itself enters the upsampler. If the
+    encoder has another width than the tokens, a 1x1 convolution maps it to their width. Axial
+    attention: 4 heads as in the authors' library, query, key and value of all channels; both passes
+    share query and key.
 
     Example:
         >>> head = HFGDHead(

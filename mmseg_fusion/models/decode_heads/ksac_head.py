@@ -21,21 +21,21 @@ from .deeplab_parts import DeepLabParts
 @MODELS.register_module()
 @explains_single_values
 class KSACHead(DeepLabParts):
-    """Kernel-sharing atrous convolution in DeepLab's place for ASPP (thesis section 2.2).
+    """DeepLab's head with kernel-sharing atrous convolution instead of ASPP (thesis section 2.2).
 
     Three parts on one feature (figure 2.3): the pyramid with its shared kernel
     (:class:`~mmseg_fusion.models.layers.KernelSharingAtrousConv`), a 1x1 convolution, and the
     image-level feature, that is global average pooling and a 1x1 convolution. Concatenated, they
     are projected to ``channels`` by a 1x1 convolution. Every convolution is followed by norm and
-    ReLU. The decoder of table 2.1's column "D" is that of DeepLabV3+: the pyramid is brought to
-    output stride 4, concatenated with the backbone's feature there, reduced to 48 channels, and
-    refined by two separable 3x3 convolutions.
+    ReLU. The decoder of column "D" in table 2.1 is that of DeepLabV3+. The pyramid is resized to
+    output stride 4 and concatenated with the backbone's feature there, which is reduced to 48
+    channels; two separable 3x3 convolutions follow.
 
-    Differs from the paper: figure 2.3 names the three parts and not how they are joined; chosen,
-    concatenation and 1x1 projection as in DeepLab. MMSegmentation's ``ASPPHead`` projects by a
-    3x3 convolution. The decoder's separable convolutions are chosen as well: those of
-    MMSegmentation's ``DepthwiseSeparableASPPHead``, which it has with and without a decoder, and
-    this head only with one.
+    Differs from the paper: figure 2.3 names the three parts, but not how they are joined. Chosen:
+    concatenation and 1x1 projection, as in DeepLab. MMSegmentation's ``ASPPHead`` projects by a 3x3
+    convolution. Also chosen: the decoder's separable convolutions, as in MMSegmentation's
+    ``DepthwiseSeparableASPPHead``. That head has separable convolutions with and without a decoder,
+    this head only with a decoder.
 
     Args:
         dilations: rates of the pyramid, in pixels of the level: (6, 12, 18) at output stride 16,
@@ -43,11 +43,12 @@ class KSACHead(DeepLabParts):
         image_level: whether there is an image-level branch.
         c1_in_channels: channels of ``inputs[0]``, the level at output stride 4, for the decoder;
             0 for no decoder.
-        c1_channels: what the decoder reduces them to.
+        c1_channels: channels to which the decoder reduces them.
         implementation: how the pyramid is computed, see
             :class:`~mmseg_fusion.models.layers.KernelSharingAtrousConv`.
-        **kwargs: arguments of ``BaseDecodeHead``; ``conv_cfg`` is that of all convolutions, the
-            decoder's separable ones too, but the shared one and the classifier, which are plain.
+        **kwargs: arguments of ``BaseDecodeHead``; ``conv_cfg`` holds for all convolutions,
+            including the decoder's separable ones, except the shared convolution and the
+            classifier, which are plain.
 
     Shape:
         ``inputs``: levels (N, C_i, H_i, W_i), the pyramid's chosen by ``in_index``. Output

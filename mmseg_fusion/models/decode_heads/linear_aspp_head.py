@@ -19,9 +19,10 @@ from ..layers.single_value import explains_single_values
 class LinearASPPHead(ASPPHead):
     """MMSegmentation's ``ASPPHead`` with neither norm nor activation behind its last convolution.
 
-    In the authors' code the 3x3 convolution over the concatenated branches is alone, and what it
-    gives, negative values too, goes into the gates and the fusion. ``ASPPHead`` would cut the
-    negative half off. It starts as the authors', which is PyTorch's own start.
+    In the authors' code no norm or activation follows the 3x3 convolution over the concatenated
+    branches, and its output, with negative values, enters the gates and the fusion. ``ASPPHead``
+    would remove the negative values. The convolution has PyTorch's default initial weights, as in
+    the authors' code.
 
     Args:
         **kwargs: arguments of ``ASPPHead``.

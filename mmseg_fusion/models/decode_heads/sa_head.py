@@ -18,24 +18,25 @@ from ..layers.single_value import explains_single_values
 class SAHead(BaseDecodeHead):
     """Self-attention head of the thesis' chapter 4 ("SA" in its tables 4.1 and 4.5).
 
-    3x3 convolution to ``attention_channels``, plus its self-attention (:class:`SelfAttention`:
-    query, key and value by 1x1 convolutions with bias, logits not divided by the root of their
-    channels, no gamma), 3x3 convolution to ``channels``, dropout, classifier.
+    A 3x3 convolution to ``attention_channels``; its self-attention is added to its output; a 3x3
+    convolution to ``channels``, dropout and the classifier follow. The attention is
+    :class:`SelfAttention`: query, key and value come from 1x1 convolutions with bias, logits are
+    not divided by the root of their channels, and there is no gamma.
 
-    mmseg's ``NLHead`` is a relative: it embeds query and key in half of the channels and has an
+    mmseg's ``NLHead`` is similar, but embeds query and key in half of the channels and has an
     output convolution that starts at 0.
 
     Args:
         qk_channels: channels of query and key.
         attention_channels: channels of the first convolution and of the attention; default:
-            ``channels``. With 512 there and ``channels=256`` the last convolution is that of
-            section 4.4.2.3 (ResNet-50 with CAR: 51.00 mIoU in the place of 50.50).
+            ``channels``. With 512 here and ``channels=256`` the last convolution is that of section
+            4.4.2.3 (ResNet-50 with CAR: 51.00 mIoU instead of 50.50).
         **kwargs: arguments of ``BaseDecodeHead``; the thesis has ``channels=512``.
 
     Shape:
         Inputs: levels of the backbone, of which ``in_index`` is taken, (N, in_channels, H, W);
-        logits (N, num_classes, H, W). The attention takes (H W)^2 weights per image where no
-        fused kernel runs.
+            logits (N, num_classes, H, W). If no fused kernel runs, the attention stores (H W)^2
+            weights per image.
 
     Raises:
         ValueError: ``qk_channels`` or ``attention_channels`` is less than 1.

@@ -61,22 +61,23 @@ class SemanticFPNHead(BaseDecodeHead):
 
     The pyramid's level i, 0 the finest, passes max(1, i) blocks of 3x3 convolution, norm,
     activation and, for i > 0, bilinear upsampling to the next finer level; the branches are summed
-    at the finest level and classified. MMSegmentation has the same as ``FPN`` neck and ``FPNHead``;
-    here it is one head, so that it can stand in :class:`HFGDHead`, where the backbone's levels are
-    detached and the last one may come from an encoder.
+    at the finest level and classified. MMSegmentation has the same model as the neck ``FPN`` and
+    ``FPNHead``. Here it is one head, so that :class:`HFGDHead` can contain it and detach the
+    backbone's levels, the last of which may come from an encoder.
 
-    The branches' last upsampling is one for their sum: bilinear interpolation is linear.
+    The last upsampling is applied once, to the sum of the branches, since bilinear interpolation is
+    linear.
 
     Args:
         pyramid: config of a neck that makes the pyramid, ``dict(type='FPN', num_outs=4)`` for
             MMSegmentation's or ``dict(type='FaPN')``; ``in_channels`` and ``out_channels`` or
-            ``channels`` are the head's, the configs of its layers its own. Default: lateral
-            convolutions and top-down sums without FPN's 3x3 output convolutions. Chosen: with them
-            the costs of table 9 of HFGD are exceeded by a quarter.
+            ``channels`` come from the head, the configs of its layers do not. Default: lateral
+            convolutions and top-down sums without FPN's 3x3 output convolutions (chosen: with these
+            the costs would be a quarter above table 9 of HFGD).
         lateral_kernel_size: of the default pyramid's lateral convolutions.
-        extra_upsampling: one more block with upsampling to twice the size, for an output stride of
-            2; no finer level of the backbone is taken.
-        fuse_conv: a 1x1 convolution, norm and activation behind the sum.
+        extra_upsampling: adds one block with upsampling to twice the size, for an output stride of
+            2; it takes no finer level of the backbone.
+        fuse_conv: adds a 1x1 convolution, norm and activation behind the sum.
         **kwargs: arguments of ``BaseDecodeHead``. ``channels`` is the width of pyramid and
             branches: HFGD has 256, Panoptic FPN 128 for the branches.
 
@@ -188,10 +189,9 @@ class SemanticFPNHead(BaseDecodeHead):
 class USFPNHead(SemanticFPNHead):
     """Ultra Semantic FPN (HFGD, section 3.3 and figure 5).
 
-    :class:`SemanticFPNHead` with 3x3 in the place of the leading 1x1 convolutions, a 1x1
-    convolution with norm and activation behind the sum (as in the authors' library), and 256
-    channels throughout; with ``output_stride=2`` one more block of convolution and upsampling in
-    every branch.
+    :class:`SemanticFPNHead` with leading 3x3 instead of 1x1 convolutions, a 1x1 convolution with
+    norm and activation behind the sum (as in the authors' library), and 256 channels throughout.
+    With ``output_stride=2`` every branch has one more block of convolution and upsampling.
 
     Args:
         output_stride: 4 or 2, for a backbone whose finest level has stride 4.

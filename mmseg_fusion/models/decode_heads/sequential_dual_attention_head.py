@@ -1,4 +1,4 @@
-"""Dual attention in sequence, with a branch that only looks."""
+"""Dual attention in sequence, with a branch that has no effect on the network."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ class SequentialDualAttentionHead(BaseDecodeHead):
         \mathbf{y} = W\,\mathbf{s}, \quad
         \mathbf{y}' = W'\,\mathrm{stop}(\mathbf{c})
 
-    with 3x3 conv-norm-activation f, g and h. The extra logits y' show what the channel attention
-    alone would answer. A stop-gradient keeps their loss from everything but W', so that they have
-    no effect on what they show: figure 3.4 compares them with y.
+    with 3x3 conv-norm-activation f, g and h. The extra logits y' show the prediction of the channel
+    attention alone. A stop-gradient lets their loss train only W', so that the branch does not
+    change the network that it shows. Figure 3.4 compares y' with y.
 
     The thesis fixes the order of the attentions and the stop-gradient. Chosen: the widths and the
-    3x3 convolutions around each attention, as in DANet, and no dropout before W', so that the
-    network behind it meets the very random numbers that it would meet without the branch.
+    3x3 convolutions around each attention, as in DANet, and no dropout before W', so that the rest
+    of the network draws the same random numbers as without the branch.
 
     Training logs the branch's loss and accuracy as ``cam.loss_ce``, ``cam.acc_seg``, as DAHead
-    does. One thing couples the two all the same: an optimizer wrapper's ``clip_grad`` measures
-    the norm over all gradients.
+    does. The branch influences the network in one case: an optimizer wrapper's ``clip_grad``
+    measures the norm over all gradients.
 
     Args:
         pam_channels: channels of query and key in the spatial attention.
-        order: ``'channel_spatial'`` is the thesis' order; ``'spatial_channel'`` the other one, in
-            which the extra branch, ``pam``, answers from the spatial attention.
+        order: ``'channel_spatial'`` is the thesis' order. In ``'spatial_channel'``, the reverse
+            order, the extra branch ``pam`` predicts from the spatial attention.
         **kwargs: of :class:`mmseg.models.decode_heads.decode_head.BaseDecodeHead`; ``conv_cfg`` is
             that of f, g and h. MMSegmentation's PAM and both classifiers are plain.
 
     Shape:
         - Input: levels of the backbone; that of ``in_index`` is (N, in_channels, H, W).
-        - Output: two logits, each (N, out_channels, H, W): the head's answer and the branch's.
+        - Output: two logits, each (N, out_channels, H, W): the head's prediction and the branch's.
 
     Raises:
         ValueError: ``order`` is none of the two.
@@ -101,7 +101,7 @@ class SequentialDualAttentionHead(BaseDecodeHead):
 
     @property
     def branch(self) -> Literal['cam', 'pam']:
-        """The attention whose answer the extra branch gives."""
+        """The attention from which the extra branch predicts."""
         return _ORDERS[self.order][0]
 
     def _attend(self, name: str, x: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class SequentialDualAttentionHead(BaseDecodeHead):
     def loss_by_feat(
         self, seg_logits: tuple[Tensor, Tensor], batch_data_samples: SampleList
     ) -> dict[str, Tensor]:
-        """Losses of the head's answer, and of the branch's under its prefix."""
+        """Losses of the head's prediction, and of the branch's under its prefix."""
         logits, branch = seg_logits
         losses = super().loss_by_feat(logits, batch_data_samples)
         losses.update(add_prefix(super().loss_by_feat(branch, batch_data_samples), self.branch))

@@ -49,10 +49,11 @@ def dot_product_attention(
 ) -> Tensor:
     """``softmax(scale * query key^T) value`` by PyTorch's fused attention.
 
-    The thesis leaves the logits unscaled: 64 channels of size 32 already exceed what float16
-    holds, and bfloat16 rounds a logit of 300 by 1. So logits, softmax and sum are float32 under
-    AMP as well; only the result goes back to the type of ``value``. Logits that are divided by
-    ``sqrt(D)`` stay in the type of the operands, in which PyTorch's fused kernels are fastest.
+    The thesis does not scale the logits. With 64 channels and values of 32 they already exceed the
+    range of float16, and bfloat16 rounds a logit of 300 by 1. Logits, softmax and sum are therefore
+    float32, under AMP as well; only the result is converted to the type of ``value``. Logits that
+    are divided by ``sqrt(D)`` stay in the type of the operands, in which PyTorch's fused kernels
+    are fastest.
 
     Args:
         query: (..., L, D).
@@ -138,12 +139,12 @@ class ChannelGate(nn.Sequential):
 class ChannelizedAttention(nn.Module):
     """Attention whose terms are gated per channel before they are summed (section 3.3.2.2).
 
-    With the weights A of one line's attention and the terms ``A[l, m] value[m]`` (equations 3.6
-    and 3.7), the gate of position l is that of the mean of its terms over all lines and all m
+    With the weights A of one line's attention and the terms ``A[l, m] value[m]`` (equations 3.6 and
+    3.7), the gate of position l is that of the mean of its terms over all lines and all m
     (equations 3.9 and 3.10), and the gated terms are summed over m (equation 3.11). The gate does
-    not depend on m, so it leaves the sum: with ``y0 = attention(...)`` the result is
+    not depend on m, so it can be moved out of the sum: with ``y0 = attention(...)`` the result is
     ``y0 * ChannelGate(mean over lines of y0 / L)``. The mean over m of the terms is y0 divided by
-    the number of keys, the length of the axis that is summed over. No term is made.
+    the number of keys, the length of the axis that is summed over. No single term is computed.
 
     Args:
         channels: C, channels of the value.
@@ -184,14 +185,14 @@ class ChannelizedAttention(nn.Module):
 class GroupedChannelizedAttention(ChannelizedAttention):
     """:class:`ChannelizedAttention` by the thesis' algorithm 2, with the same result.
 
-    The terms, a tensor N x R x L x L x C, are made for L / groups positions at a time. Slow: kept
-    as the reference.
+    The terms, a tensor N x R x L x L x C, are computed for L / groups positions at a time. This
+    form is slow; it is the reference for tests.
 
     Args:
         groups: number of groups.
-        recompute: a group's terms are computed again in the backward pass. Without it autograd
-            keeps the terms of every group, as the authors' loop does, and one group's memory is
-            all there is only at inference; with it also in training.
+        recompute: whether a group's terms are computed again in the backward pass. If not, autograd
+            keeps the terms of every group, as in the authors' loop, and only inference needs the
+            memory of a single group. If so, training needs only that memory, too.
         **kwargs: arguments of :class:`ChannelizedAttention`.
 
     Shape:
@@ -201,9 +202,9 @@ class GroupedChannelizedAttention(ChannelizedAttention):
         ValueError: a number less than 1.
 
     Differs from the paper:
-        Algorithm 2 pads the positions with zeros to a multiple of the groups and takes the
-        padding away at the end; here the last group is shorter. Its line 1 says ``H % G``, which
-        makes H divisible only by chance.
+        Algorithm 2 pads the positions with zeros to a multiple of the groups and takes the padding
+        away at the end; here the last group is shorter. Line 1 of the algorithm says ``H % G``,
+        which does not make H divisible.
     """
 
     implementation = 'grouped'
@@ -421,8 +422,8 @@ class SelfAttention(nn.Module):
 class AxialAttention(nn.Module):
     """Axial attention: along the columns, then along the rows of that result (equation 3.5).
 
-    Query and key of both passes come from the input; the value is made once, and the row pass
-    takes the result of the column pass for its value. No residual, no norm in between.
+    Query and key of both passes come from the input. The value is computed once; the value of the
+    row pass is the result of the column pass. No residual, no norm in between.
 
     Args:
         in_channels: channels of the input.
@@ -430,7 +431,7 @@ class AxialAttention(nn.Module):
         qk_channels: channels of query and key, all heads together.
         num_heads: heads.
         share_qk: query and key of a pass are one convolution (equations 3.3 and 3.4).
-        share_axes: both passes use the same query and key; the thesis has own ones for each.
+        share_axes: both passes use the same query and key; in the thesis each pass has its own.
         scale: factor of the logits; None for 1 / sqrt(width of a head). The thesis does not
             divide.
         bias: bias of the 1x1 convolutions; ``'auto'``: if there is no norm.
@@ -507,7 +508,7 @@ class ChannelizedSelfAttention(SelfAttention):
         implementation: ``'factorized'``, or ``'grouped'`` for the thesis' algorithm 2; see
             :class:`GroupedChannelizedAttention`.
         scale: as in :class:`SelfAttention`.
-        **kwargs: what else :class:`SelfAttention` takes, except ``num_heads``; ``groups`` and
+        **kwargs: other arguments of :class:`SelfAttention`, except ``num_heads``; ``groups`` and
             ``recompute`` of :class:`GroupedChannelizedAttention`.
 
     Shape:
@@ -555,7 +556,7 @@ class ChannelizedAxialAttention(AxialAttention):
         implementation: ``'factorized'``, or ``'grouped'`` for the thesis' algorithm 2; see
             :class:`GroupedChannelizedAttention`.
         scale: as in :class:`AxialAttention`.
-        **kwargs: what else :class:`AxialAttention` takes, except ``num_heads``; ``groups`` and
+        **kwargs: other arguments of :class:`AxialAttention`, except ``num_heads``; ``groups`` and
             ``recompute`` of :class:`GroupedChannelizedAttention`.
 
     Shape:

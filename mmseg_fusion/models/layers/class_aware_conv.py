@@ -17,23 +17,23 @@ _PLAIN = (nn.Conv2d, Conv2d, Conv2dAdaptivePadding)
 class ClassAwareConv(nn.Module):
     """Linear layer whose output is regularized, and the convolution behind it (thesis figure 4.3).
 
-    A 1x1 convolution with bias, no norm, no activation, gives the features on which the three
-    losses of :class:`~mmseg_fusion.models.losses.ClassAwareRegularization` are taken; a 1x1
-    convolution with norm and activation takes the place of the head's own convolution ("A" of
-    table 4.1). At test the two are one matrix: :meth:`merge`.
+    The linear layer is a 1x1 convolution with bias, without norm and activation. The three losses
+    of :class:`~mmseg_fusion.models.losses.ClassAwareRegularization` act on its output. A 1x1
+    convolution with norm and activation replaces the head's convolution ("A" of table 4.1). For
+    test, :meth:`merge` makes the two a single convolution.
 
-    The linear layer starts as the authors', with Xavier uniform weights and no bias. No norm tames
-    its scale, which decides on the losses at the start: PyTorch's own start is 0.58 times as wide
-    (at 512 to 512 channels), which leaves the relations between classes flat. On features of 59
-    well separated classes inter c2c and inter c2p then begin at 0.128 and 0.375, here below 0.001
-    and 0.01 (``tests/models/layers/test_class_aware_conv.py``).
+    The linear layer starts as in the authors' code, with Xavier uniform weights and a bias of zero.
+    No norm follows it, so its scale determines the losses at the start. PyTorch's default range is
+    0.58 times as wide (at 512 to 512 channels), with which all classes seem similarly related. On
+    features of 59 well separated classes inter c2c and inter c2p would then start at 0.128 and
+    0.375; here they start below 0.001 and 0.01 (``tests/models/layers/test_class_aware_conv.py``).
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
         channels: cap on the width of the linear layer, which is ``min(in_channels, channels)``.
-        linear: whether the linear layer is there; without it nothing can be regularized, and the
-            module is the plain 1x1 convolution of the row "A" of table 4.1.
+        linear: whether there is a linear layer. Without it there is no feature to regularize, and
+            the module is the plain 1x1 convolution of row "A" in table 4.1.
         kernel_size: of the convolution behind the linear layer. 1 is the method's; 3 is the rows
             without "A" in table 4.1, and cannot be merged.
         dilation: of that convolution where its kernel is larger than 1.
@@ -45,8 +45,8 @@ class ClassAwareConv(nn.Module):
         - output: (N, out_channels, H, W).
 
     Attributes:
-        features: what the losses are taken on, (N, min(in_channels, channels), H, W), kept by a
-            forward pass while :attr:`keep_features` is true; :meth:`pop_features` hands it over.
+        features: the input of the losses, (N, min(in_channels, channels), H, W). A forward pass
+            stores it while :attr:`keep_features` is true; :meth:`pop_features` returns it.
 
     Raises:
         ValueError: a number out of range, or ``merged`` with a kernel larger than 1.
@@ -103,7 +103,7 @@ class ClassAwareConv(nn.Module):
 
     @property
     def merged(self) -> bool:
-        """Whether there is a single convolution left."""
+        """Whether the module is a single, merged convolution."""
         return self.linear is None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -115,17 +115,17 @@ class ClassAwareConv(nn.Module):
         return self.project(x)
 
     def pop_features(self) -> Tensor | None:
-        """The kept features, which are let go here: a module with a graph cannot be copied."""
+        """Returns and drops the stored features: a module that holds a graph cannot be copied."""
         features, self.features = self.features, None
         return features
 
     @torch.no_grad()
     def merge(self) -> ClassAwareConv:
-        """Makes the linear layer and the convolution behind it one, in place.
+        """Merges the linear layer and the convolution behind it, in place.
 
-        In eval mode the output stays the same up to rounding. The product is formed in float64.
-        The linear layer's bias moves into the running mean of a batch norm, or into the
-        convolution's bias where there is another norm or none.
+        In eval mode the output stays the same up to rounding. The product is formed in float64. The
+        linear layer's bias is merged into the running mean of a batch norm. If there is another
+        norm or none, it is merged into the convolution's bias.
 
         Raises:
             ValueError: the convolution is larger than 1x1, so that the bias would differ at the

@@ -1,4 +1,4 @@
-"""Modulated deformable convolution (DCNv2) without a compiled op of mmcv's."""
+"""Modulated deformable convolution (DCNv2) without a compiled op of mmcv."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def modulated_deform_conv2d(
 
     .. math:: y(p) = \sum_k w_k \, x(p + p_k + \Delta p_k(p)) \, m_k(p)
 
-    :math:`x` is read bilinearly and is 0 outside of the map, so that a position next to the border
-    sees a part of it and one that is more than a cell away sees 0. The slope at a whole position,
-    where the left and the right one differ, is the right one, as in torchvision: it is what zero
-    offsets start from.
+    :math:`x` is sampled bilinearly and is 0 outside of the map. A position less than a cell outside
+    of the border thus sees a part of the border cell, and a position farther outside sees 0. At an
+    integer position the left and the right derivative differ; the right one is used, as in
+    torchvision. Zero offsets start at such positions.
 
     The arithmetic is float32 (float64 for float64), also under autocast and for half-precision
     tensors: bfloat16 cannot tell column 256 from 257. The result has the type of ``x``.
@@ -58,14 +58,14 @@ def modulated_deform_conv2d(
     Args:
         x: feature map.
         offset: displacements in cells of ``x``, vertical before horizontal.
-        mask: factor of every sample, usually a sigmoid's result; None for 1 (DCNv1).
+        mask: factor of every sample, usually the result of a sigmoid; None for 1 (DCNv1).
         weight: of the convolution. C_in / weight.shape[1] is its number of groups.
         bias: of the convolution.
         stride, padding, dilation: as in :func:`torch.nn.functional.conv2d`.
-        implementation: ``'torchvision'`` is the operator that torchvision compiles, ``'pytorch'``
-            the same from PyTorch's own operators, which is differentiable twice and keeps nothing
-            of the size of the samples for the backward pass; ``'auto'`` takes torchvision's where
-            it runs (:data:`COMPILED`).
+        implementation: ``'torchvision'`` is the compiled operator of torchvision. ``'pytorch'`` is
+            the same function from PyTorch's operators; it is differentiable twice, and does not
+            store the samples for the backward pass. ``'auto'`` takes torchvision's operator if it
+            runs on the device (:data:`COMPILED`).
 
     Shape:
         - x: (N, C_in, H, W), N may be 0.
@@ -381,7 +381,7 @@ class ModulatedDeformConv2d(nn.Module):
         in_channels: of the feature map.
         out_channels: of the result.
         kernel_size, stride, padding, dilation, groups: as in :class:`torch.nn.Conv2d`.
-        deformable_groups: how many groups of channels have offsets of their own.
+        deformable_groups: number of groups of channels with separate offsets.
         bias: learn a bias.
         implementation: see :func:`modulated_deform_conv2d`.
 

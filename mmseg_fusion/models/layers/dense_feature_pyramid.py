@@ -30,22 +30,23 @@ def stack_features(features: Sequence[Tensor], like: Tensor, align_corners: bool
 class DenseFeaturePyramid(nn.Module):
     r"""Densely connected levels, from the context down to the finest (equation 6).
 
-    - ``form='conv'``, the paper: :math:`y_i = H_i([y_0, \tilde X_1, ..., \tilde X_{i-1}])` with
-      the context :math:`y_0`, the fused levels top-down, and a single convolution (with norm and
-      activation) for each :math:`H_i`, from i = 1 to L + 1. Chosen: up to L + 1, since up to L
-      the finest level would enter nothing; and 1x1, since table 3 gives the whole module 0.8 M
-      parameters, of which one 3x3 convolution would take more.
+    - ``form='conv'``, the paper: :math:`y_i = H_i([y_0, \tilde X_1, ..., \tilde X_{i-1}])` with the
+      context :math:`y_0`, the fused levels top-down, and a single convolution (with norm and
+      activation) for each :math:`H_i`, from i = 1 to L + 1. Chosen: up to L + 1, since with L the
+      finest level would not be used; and 1x1, since table 3 reports 0.8 M parameters for the whole
+      module, and a single 3x3 convolution would have more.
     - ``form='dilated'``, the authors' code: :math:`y_i = D_{3i}([y_1, ..., y_{i-1}, \tilde X_i])`
       with the fused levels top-down, the first of them the context, and :math:`D_r` = norm,
       activation, 1x1 convolution, norm, activation, 3x3 convolution of dilation r, both with bias.
 
-    Everything is resized bilinearly to the size of the finest level first, and every y has that
-    size: a dilation of r is r cells of the finest level. ``'dilated'``: as in the authors' code.
-    ``'conv'``: the paper does not name the size (chosen). Equation 6 concatenates all levels, which
-    needs one size; the code takes the finest; and table 3 pays for it: per parameter added, DFP
-    costs 6.5 times as much as GFF, most of whose parameters are at stride 8, on a quarter of the
-    cells of the finest level. At the size of the finest level that enters each, DFP would cost as
-    much per parameter as GFF does.
+    All inputs are first resized bilinearly to the size of the finest level, and every y has that
+    size. A dilation of r is thus r cells of the finest level. For ``'dilated'`` the authors' code
+    has this size. For ``'conv'`` the paper does not name the size, and the finest was chosen.
+    Equation 6 concatenates all levels, which requires one size, and the code takes the finest. The
+    costs in table 3 agree: per added parameter, DFP costs 6.5 times as much as GFF, and most of
+    GFF's parameters are at stride 8, with a quarter of the cells of the finest level. If each
+    :math:`H_i` had the size of the finest level that enters it, DFP would cost as much per
+    parameter as GFF.
 
     Args:
         channels: of the fused levels and of each y.

@@ -52,26 +52,27 @@ def build_headless(
 ) -> tuple[nn.Module, int]:
     """Builds a decode head that returns the features that it would classify.
 
-    For methods that put one head into another: pyramid pooling or ASPP as the context of GFF, any
-    upsampler or encoder in HFGD. An ``nn.Identity`` takes the place of the classifier and of the
-    dropout (``conv_seg``, ``dropout``), both of which the head around it has; all other weights
-    keep their names. :func:`feature_of` runs it.
+    This is for methods that contain another head: pyramid pooling or ASPP as the context of GFF,
+    any upsampler or encoder in HFGD. An ``nn.Identity`` replaces the classifier and the dropout
+    (``conv_seg``, ``dropout``), which the outer head has. All other weights keep their names.
+    :func:`feature_of` runs the head.
 
     Args:
-        owner: which key of which head asks, for messages, e.g. ``'GFFHead: context'``.
+        owner: class and key of the outer head, for messages, e.g. ``'GFFHead: context'``.
         cfg: config of a ``BaseDecodeHead`` whose forward pass ends in ``cls_seg(features)``. A head
-            with losses of its own is taken where it has ``feature_and_losses``, see
+            with additional losses is accepted if it has ``feature_and_losses``, see
             :func:`feature_of`.
-        cascaded: whether the head may be one that refines the prediction of another one.
+        cascaded: whether the head may be one that refines the prediction of another head.
         **defaults: arguments that ``cfg`` need not give.
 
     Returns:
         The head, and the number of channels of its features.
 
     Raises:
-        ValueError: ``cfg`` is no config of a head; the head has no ``conv_seg``, or losses of its
-            own that would be lost, or it cannot be built; a setting of ``cfg`` would do nothing, or
-            contradicts the head around it. The message names the owner, the class and the key.
+        ValueError: ``cfg`` is no config of a head; the head has no ``conv_seg``, has additional
+            losses that would be lost, or cannot be built; a setting of ``cfg`` would have no
+            effect, or contradicts the outer head. The message names the owner, the class and the
+            key.
     """
     check_head(owner, cfg)
     kind = cfg['type'] if not isinstance(cfg['type'], str) else MODELS.get(cfg['type'])
@@ -184,17 +185,18 @@ def _reason(error: Exception) -> str:
 
 
 def with_levels(owner: str, cfg: dict, in_index: Sequence[int], in_channels: Sequence[int]) -> dict:
-    """Config of a head inside a head that says which of the backbone's levels it sees.
+    """Config of an inner head, completed by the backbone's levels that it takes.
 
     Args:
         owner: as of :func:`build_headless`.
-        cfg: config of the head; its ``in_index`` counts the backbone's levels, and its default is
-            the last level of the head around it. A negative number counts from that level.
-        in_index: the backbone's levels that the head around it takes.
+        cfg: config of the head; its ``in_index`` counts the backbone's levels, and defaults to the
+            last level of the outer head. A negative number counts from that level.
+        in_index: the backbone's levels that the outer head takes.
         in_channels: their channels.
 
     Returns:
-        ``cfg`` with ``in_index`` and ``in_channels``; ``in_index`` stays where both are given.
+        ``cfg`` with ``in_index`` and ``in_channels``; ``in_index`` is not changed if both are
+        given.
 
     Raises:
         ValueError: ``cfg`` is no config, or has no ``in_channels`` and an unknown level.
@@ -222,22 +224,22 @@ def with_levels(owner: str, cfg: dict, in_index: Sequence[int], in_channels: Seq
 def feature_of(
     owner: str, head: nn.Module, inputs: Sequence[Tensor], *previous: Tensor, samples: Any = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Feature and own losses of a head by :func:`build_headless`.
+    """Feature and additional losses of a head that :func:`build_headless` made.
 
-    A head with losses beside those of its classifier, as the affinity loss of ``CPHead``, has a
-    method ``feature_and_losses(inputs, batch_data_samples)``: what its classifier would see, and
-    these losses by name.
+    A head with losses in addition to those of its classifier, such as the affinity loss of
+    ``CPHead``, has a method ``feature_and_losses(inputs, batch_data_samples)``. It returns the
+    input of the classifier, and these losses by name.
 
     Args:
         owner: as of :func:`build_headless`.
         head: the head.
         inputs: what it takes.
-        *previous: the prediction that a cascaded one refines.
+        *previous: the prediction that a cascaded head refines.
         samples: the labels, in training.
 
     Returns:
-        The feature, and the losses, which are none without ``samples``. The last word of ``owner``
-        and an underscore are in front of each name.
+        The feature, and the losses, which are empty without ``samples``. Each name begins with the
+        last word of ``owner`` and an underscore.
 
     Raises:
         ValueError: the head has no single output.

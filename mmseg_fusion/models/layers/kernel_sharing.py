@@ -48,7 +48,7 @@ ONEDNN = torch.backends.mkldnn.is_available()
 def dilated_convolutions(
     x: Tensor, weight: Tensor, dilations: Sequence[int], bias: Tensor | None = None
 ) -> list[Tensor]:
-    """One dilated convolution per rate, all with the same kernel: algorithm 1 as it is written.
+    """One dilated convolution per rate, all with the same kernel: algorithm 1 as written.
 
     Args:
         x: (N, C_in, H, W).
@@ -67,10 +67,11 @@ def shared_tap_convolutions(
 ) -> list[Tensor]:
     """The same maps as :func:`dilated_convolutions` for the multiply-adds of one convolution.
 
-    Each of the nine taps of the kernel is a 1x1 convolution that knows nothing of the rate. The
-    nine products are computed once, and every rate is a sum of nine shifted ones, zero outside of
-    the map. An identity: the results differ by rounding only. Under autocast the products are in
-    half precision, their sums are made in float32 and rounded once.
+    Each of the nine taps of the kernel is a 1x1 convolution that does not depend on the rate. The
+    nine products are computed once, and every rate is a sum of the nine products, shifted, with
+    zeros outside of the map. This is an identity; the results differ only by rounding. Under
+    autocast the products are in half precision; their sums are computed in float32 and rounded
+    once.
 
     Args:
         x: (N, C_in, H, W).
@@ -197,19 +198,20 @@ class _ShiftedSums(torch.autograd.Function):
 def choose_implementation(
     device: str | torch.device, in_channels: int, num_rates: int
 ) -> Literal['shared_taps', 'dilated']:
-    """What ``implementation='auto'`` takes: the whole rule.
+    """The rule by which ``implementation='auto'`` chooses.
 
-    From measurements on a CPU with AVX-512 (``tools/analysis_tools/benchmark_ksac.py --rule``
-    repeats them and says where the rule is wrong). What is saved is the product of all rates but
-    one, in proportion to the input channels; what it is paid with, the nine maps and their sums,
-    does not depend on these. Of several thresholds the one that is hardly ever slower than
-    ``dilated``, also in inference, where that one saves most.
+    The rule comes from measurements on a CPU with AVX-512
+    (``tools/analysis_tools/benchmark_ksac.py --rule`` repeats them and reports where the rule is
+    wrong). ``shared_taps`` saves the products of all rates except one, in proportion to the input
+    channels. It costs the nine maps and their sums, which do not depend on the input channels. Of
+    several thresholds, this one is almost never slower than ``dilated``, also in inference, where
+    ``dilated`` saves most.
 
     - CPU: ``shared_taps`` if ``in_channels * (num_rates - 1)`` is :data:`SHARED_TAPS_FROM`, 512,
       or more: from 512 input channels with two rates, 256 with three, 128 with five.
     - ``meta``, where multiply-adds are counted: as on a CPU.
-    - CUDA and all else: ``dilated``. Not measured there, so the rule takes what cannot be slower
-      than ``dilated``; ``shared_taps`` can be asked for.
+    - CUDA and other devices: ``dilated``. No measurement exists there, so the rule takes the form
+      that cannot be slower than ``dilated``. ``shared_taps`` can be set explicitly.
 
     Args:
         device: of the input.
@@ -235,19 +237,19 @@ class _SharedKernel(nn.Conv2d):
 class KernelSharingAtrousConv(BaseModule):
     """Pyramid of dilated convolutions with one 3x3 kernel, summed (thesis section 2.2.2).
 
-    Algorithm 1: for each rate, a convolution with the shared kernel dilated by it, batch norm of
-    that rate alone, ReLU; the sum over the rates. However many rates, the kernel is one: a further
-    rate costs the parameters of its norm, 2 C.
+    Algorithm 1 applies, for each rate, a convolution with the shared kernel dilated by the rate,
+    the rate's own batch norm, and ReLU; it sums the results. There is one kernel for any number of
+    rates, and each further rate only adds the parameters of its norm, 2 C.
 
     Args:
         in_channels: channels of the input.
         channels: channels of the output, C.
         dilations: rates in pixels of the input, any positive integers, in any order; a rate may
             be larger than the map, and may come twice.
-        implementation: ``'dilated'``, a convolution per rate; ``'shared_taps'``, the same maps
-            from nine products that all rates share (:func:`shared_tap_convolutions`); ``'auto'``,
-            the faster of the two (:func:`choose_implementation`). Weights and results are the
-            same, so the attribute may be changed at any time.
+        implementation: ``'dilated'``: a convolution per rate. ``'shared_taps'``: the same maps from
+            nine products that all rates share (:func:`shared_tap_convolutions`). ``'auto'``: chosen
+            by a rule (:func:`choose_implementation`). Weights and results are the same, so the
+            attribute may be changed at any time.
         norm_cfg: norm of each rate; None for none, and the kernel then has a bias, which all
             rates share (chosen: the thesis has batch norm only).
         act_cfg: activation behind each norm; None for none.
@@ -319,7 +321,7 @@ class KernelSharingAtrousConv(BaseModule):
         return self.conv(x, convolve, self.dilations)
 
     def branches(self, x: Tensor) -> list[Tensor]:
-        """What is summed: the map of each rate behind norm and ReLU, (N, channels, H, W) each."""
+        """The terms of the sum: each rate's map after norm and ReLU, (N, channels, H, W) each."""
         maps = self.convolutions(x)
         return [self.activate(norm(m)) for norm, m in zip(self.norms, maps)]
 
@@ -334,8 +336,8 @@ class KernelSharingAtrousConv(BaseModule):
     def while_traced(self) -> Iterator[None]:
         """The pyramid as dilated convolutions, for :class:`mmseg_fusion.fusions.FusionTracer`.
 
-        The maps are the same, and each of these convolutions takes the pyramid's input itself,
-        where the nine products take parts of it.
+        The maps are the same. Each of these convolutions takes the pyramid's input as it is; the
+        nine products take parts of it.
         """
         before, self.implementation = self.implementation, 'dilated'
         try:

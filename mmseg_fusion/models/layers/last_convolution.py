@@ -1,8 +1,9 @@
 """Finds the convolutions whose output reaches a head's classifier unmixed.
 
-No head is known by name. One forward pass is watched by a
-:class:`torch.utils._python_dispatch.TorchDispatchMode`, and each tensor is marked with where its
-channels come from: a convolution of the head, the head's own input, or an operation that mixes.
+The search does not depend on the names of heads. A
+:class:`torch.utils._python_dispatch.TorchDispatchMode` traces one forward pass, and marks each
+tensor with the origin of its channels: a convolution of the head, the head's input, or an operation
+that mixes channels.
 """
 
 from __future__ import annotations
@@ -45,23 +46,23 @@ _SUMS = frozenset(('add', 'add_', 'sub', 'sub_', 'rsub'))
 
 
 class LastConvolutionTracer(TorchDispatchMode):
-    """Watches forward passes of a head, ``with LastConvolutionTracer(...) as tracer:``.
+    """Traces forward passes of a head, ``with LastConvolutionTracer(...) as tracer:``.
 
     A feature is followed through norms, activations, dropout, resizing, sums, views and copies.
-    Norms, dropout and activations are told by what they are: mmcv's test for norms, PyTorch's base
-    class for dropout, the norm and the activation of a ``ConvModule``, and any other module
-    without a convolution or linear layer in it that changes each element by itself. Where one is
-    called as a function, an operation on a single feature that PyTorch tags as pointwise counts as
-    an activation. A product of two features is none: it may be a gate.
+    Norms are recognized by mmcv's test, dropout by PyTorch's base class, and the norm and the
+    activation of a ``ConvModule`` as such. Any other module without a convolution or linear layer
+    is an activation if it changes each element separately. A function counts as an activation if it
+    takes a single feature and PyTorch tags it as pointwise. A product of two features does not
+    count: it may be a gate.
 
     Args:
         head: the decode head.
         classifier: its last convolution, at whose input the search ends; None if it has none.
-        convolutions: the candidates by name. Only those count that give a tensor when they run.
+        convolutions: the candidates by name. Only candidates that return a tensor count.
 
     Attributes:
-        found: names of the convolutions that the classifier's last input comes from.
-        blocked: what else it comes from: names of operations, or "the head's own input".
+        sources: names of the convolutions that the classifier's last input comes from.
+        blocked: other origins of this input: names of operations, or "the head's own input".
         reached: whether the classifier was called.
         ran: names of the convolutions that gave one feature per image.
     """
@@ -78,7 +79,7 @@ class LastConvolutionTracer(TorchDispatchMode):
         self._entered: list[frozenset[str]] = []
         self._running: list[list[frozenset[str]]] = []
         self._handles: list[Any] = []
-        self.found: set[str] = set()
+        self.sources: set[str] = set()
         self.blocked: set[str] = set()
         self.reached = False
         self.ran: set[str] = set()
@@ -139,8 +140,8 @@ class LastConvolutionTracer(TorchDispatchMode):
         self._origins.clear()
         if self._entered:
             self.reached = True
-            self.found = self._entered[-1] & self._convolutions.keys()
-            self.blocked = set(self._entered[-1] - self.found)
+            self.sources = self._entered[-1] & self._convolutions.keys()
+            self.blocked = set(self._entered[-1] - self.sources)
         return super().__exit__(*exception)
 
     def _enter_classifier(self, module: nn.Module, inputs: tuple) -> None:
@@ -227,7 +228,7 @@ def _is_pointwise(module: nn.Module) -> bool:
 
 
 def takes_one_tensor(conv: nn.Module) -> bool:
-    """Whether a convolution is called with its feature and nothing else that it needs.
+    """Whether a convolution takes only its feature as an argument.
 
     The kernel that KSAC's rates share is a ``Conv2d`` that takes the rates as well.
     """
@@ -240,7 +241,7 @@ def takes_one_tensor(conv: nn.Module) -> bool:
 
 
 def block_of(modules: Mapping[str, nn.Module], name: str) -> str:
-    """The name of the outermost conv-norm-activation block that has the convolution ``name``.
+    """The name of the outermost conv-norm-activation block around the convolution ``name``.
 
     A block in another order keeps its norm and activation: the name is then the convolution's.
     """

@@ -1,4 +1,4 @@
-"""What heads and necks on several levels share."""
+"""Functions that heads and necks on several levels share."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def check_levels(
 
 
 def resize_to(x: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
-    r"""``x`` at a size, bilinearly; itself where it has that size.
+    r"""Resizes ``x`` bilinearly; returns it as it is if it has that size.
 
     Args:
         x: a feature.

@@ -1,4 +1,4 @@
-"""What several blocks need to compute in full precision under automatic mixed precision."""
+"""Computation in full precision under automatic mixed precision."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def without_autocast(device_type: str) -> AbstractContextManager:
     """Context in which operators keep the types that they are given.
 
     Args:
-        device_type: of the tensors, e.g. ``x.device.type``; one that autocast does not know, such
-            as ``meta``, needs no context.
+        device_type: of the tensors, e.g. ``x.device.type``; a type that autocast does not know,
+            such as ``meta``, needs no context.
     """
     if _autocast_available(device_type):
         return torch.autocast(device_type, enabled=False)

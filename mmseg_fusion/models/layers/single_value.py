@@ -1,4 +1,4 @@
-"""What heads and necks say where batch norm cannot train: on a single value per channel."""
+"""Errors of heads and necks where batch norm cannot train: on a single value per channel."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Kind = TypeVar('Kind', bound=type[nn.Module])
 
 
 class SingleValueError(InputError):
-    """Batch norm in training saw a single value per channel, of which there is no variance.
+    """Batch norm in training saw a single value per channel, which has no variance.
 
     Args:
-        message: what was expected, what came and what to change.
-        remedy: what takes that layer away, for the message of a module around it.
+        message: what was expected, what was given and what to change.
+        remedy: the setting that removes the layer, for the message of an outer module.
     """
 
     def __init__(self, message: str, remedy: str = '') -> None:
@@ -62,15 +62,16 @@ def _explanation(owner: nn.Module, error: ValueError) -> SingleValueError:
 
 
 def explains_single_values(cls: Kind) -> Kind:
-    """Decorates a head or neck: a batch norm layer of it that cannot train is named.
+    """Decorates a head or neck so that an error names the batch norm layer that cannot train.
 
-    torch refuses to train batch norm on one image whose feature is a single cell, and says neither
-    which layer that is nor what to do. A part inside a part is named by the outermost one. The
-    class may have ``single_value_remedies``: places of layers, and the setting that takes each
-    away.
+    torch refuses to train batch norm on one image whose feature has a single cell, but names
+    neither the layer nor a remedy. If decorated modules are nested, the outermost one names the
+    layer. The class may have ``single_value_remedies``: names of layers, and the setting that
+    removes each.
 
     Raises:
-        SingleValueError: by ``forward`` and by a ``loss`` of the class's own, where torch refuses.
+        SingleValueError: in ``forward``, and in ``loss`` if the class defines it, when torch
+            refuses.
     """
     cls.forward = _explained(cls.forward)
     # An inherited one calls forward, and must stay recognizable as inherited.

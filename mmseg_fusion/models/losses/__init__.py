@@ -1,4 +1,4 @@
-"""Losses, and what chooses their pixels."""
+"""Losses, and samplers of their pixels."""
 
 from .affinity_loss import AffinityLoss
 from .class_aware_regularization import ClassAwareRegularization

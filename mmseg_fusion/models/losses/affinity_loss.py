@@ -33,10 +33,11 @@ class AffinityLoss(nn.Module):
     Args:
         unary_weight: :math:`\lambda_u` of the paper.
         global_weight: :math:`\lambda_g` of the paper.
-        ignored: ignored cells are a ``'class'`` of their own, as in the authors' code, or are left
-            out with all their pairs (``'leave_out'``).
-        exclude_self: whether a cell is left out of the hits of its own precision and recall, as in
-            the authors' code, or counts like another of its class, as in the paper's equations.
+        ignored: ``'class'``: ignored cells form a separate class, as in the authors' code.
+            ``'leave_out'``: ignored cells and all their pairs are left out.
+        exclude_self: whether a cell is excluded from the hits of its own precision and recall, as
+            in the authors' code. In the paper's equations it counts like any other cell of its
+            class.
         loss_weight: factor of the loss.
         loss_name: key of the loss in the log.
 
@@ -48,8 +49,9 @@ class AffinityLoss(nn.Module):
     Raises:
         ValueError: an option is unknown, or prior and label do not fit.
 
-    Differs from the authors' code: a term that no prior could change, since its cell has no other
-    of its class or none of another, is 0 instead of 100 (chosen: the gradients are the same).
+    Differs from the authors' code: if a cell is the only one of its class, or there is no cell of
+    another class, no prior can change the term. The term is then 0 instead of 100 (chosen: the
+    gradients are the same).
 
     Example:
         >>> loss = AffinityLoss()

@@ -1,4 +1,4 @@
-"""Class-aware regularization (CAR): compact classes that keep away from each other.
+"""Class-aware regularization (CAR): compact and separate classes.
 
 Ye Huang, "Context-aware Image Semantic Segmentation", doctoral thesis, University of Technology
 Sydney, 2022, chapter 4; Huang et al., "CAR: Class-aware Regularizations for Semantic Segmentation",
@@ -61,12 +61,12 @@ def class_sums(
         index: class of each pixel (N, P), int64; ``num_classes`` marks a pixel of no class.
         num_classes: K.
         implementation: ``'scatter'`` adds every feature at its class' place; ``'one_hot'``
-            multiplies with a dense matrix (N, K, P). ``'auto'`` takes the first on the CPU, where
-            the second takes 3.1 times as long with 59 classes and 3.6 times with 171 (4 x 512 x 65
-            x 65, forward and backward, torch 2.13.0, one thread of an AMD EPYC, medians of 7
-            turns: ``benchmark_car.py --threads 1 --repeat 7 --no-memory``); and the second
-            elsewhere: additions to few places would wait for each other there, and would come in
-            any order.
+            multiplies with a dense matrix (N, K, P). ``'auto'`` takes ``'scatter'`` on the CPU,
+            where ``'one_hot'`` takes 3.1 times as long with 59 classes and 3.6 times with 171 (4 x
+            512 x 65 x 65, forward and backward, torch 2.13.0, one thread of an AMD EPYC, medians of
+            7 turns: ``benchmark_car.py --threads 1 --repeat 7 --no-memory``); It takes
+            ``'one_hot'`` on other devices, where additions to few places would wait for each other,
+            and would happen in any order.
 
     Returns:
         (N, K, C).
@@ -124,18 +124,18 @@ class ClassAwareRegularization(nn.Module):
 
     - intra c2p (equations 4.2, 4.3) pulls pixels to their centre: the mean over pixels and
       channels of :math:`|\bar\mu_y - x|`, squared;
-    - inter c2c (equations 4.4 to 4.7) pushes centres apart: the row i of
-      :math:`\mathrm{softmax}_j(\mu_i \bar\mu_j / \sqrt C)` without its own entry, what exceeds
-      ``inter_c2c_margin / (K - 1)`` of it summed; the mean over rows, squared;
-    - inter c2p (equations 4.8 to 4.14) pushes pixels from the other centres: the same of
-      :math:`\mathrm{softmax}_k(x \bar\mu_k / \sqrt C)` whose own energy is replaced by
-      :math:`\bar\mu_y \bar\mu_y`; the mean over pixels, squared.
+    - inter c2c (equations 4.4 to 4.7) pushes centres apart: in row i of
+      :math:`\mathrm{softmax}_j(\mu_i \bar\mu_j / \sqrt C)`, without entry i, the amounts above
+      ``inter_c2c_margin / (K - 1)`` are summed; the mean over rows is squared;
+    - inter c2p (equations 4.8 to 4.14) pushes pixels away from the other centres: the same for
+      :math:`\mathrm{softmax}_k(x \bar\mu_k / \sqrt C)`, with the pixel's own energy replaced by
+      :math:`\bar\mu_y \bar\mu_y`; the mean over pixels is squared.
 
     The arithmetic is float32 (float64 for float64 features), also under autocast.
 
     Args:
         num_classes: K.
-        ignore_index: label of pixels that belong to no class; they never enter a centre.
+        ignore_index: label of pixels that belong to no class; they are never part of a centre.
         intra_c2p_weight: weight of the first loss. A loss of weight 0 is neither computed nor
             returned.
         inter_c2c_weight: weight of the second.
@@ -146,14 +146,15 @@ class ClassAwareRegularization(nn.Module):
         centers: class centres of the ``'batch'`` on all processes, or of each ``'image'`` (table
             4.3).
         moving_average: decay of centres that are averaged over the steps (table 4.2: 0.8, 0.9,
-            0.99); None takes those of the batch. Classes that a batch lacks keep theirs.
+            0.99); None takes the centres of the batch. Classes that are absent from a batch keep
+            their centres.
         moving_average_gradient: whether inter c2c reaches the features through the batch's share
             of the moving average.
         channels: C; only needed with ``moving_average``, whose centres are kept in a buffer.
         reduction: ``'squared_mean'``, as the authors' code, or ``'mean_squared'``, as the thesis'
             equations.
-        count_ignored: whether ignored pixels count: in the denominators of the two losses of
-            pixels, and in inter c2p as pixels to which every class is another.
+        count_ignored: whether ignored pixels count in the denominators of the two pixel losses, and
+            in inter c2p as pixels for which every class is another class.
         count_absent: whether absent classes count: as entries of each softmax and as rows of inter
             c2c. Without them K is the number of classes that are present.
         scale_c2p: divides the energies of inter c2p by :math:`\sqrt C`.
@@ -168,17 +169,18 @@ class ClassAwareRegularization(nn.Module):
           ``loss_car_inter_c2p``, each multiplied by its weight.
 
     Raises:
-        ValueError: an option is out of range; feature and label do not fit; or a label is neither
-            a class nor ``ignore_index``. Reading labels makes a GPU wait, so that there only those
-            of the first call are looked at; later ones stop the decode head's cross entropy.
+        ValueError: an option is out of range; feature and label do not fit; or a label is neither a
+            class nor ``ignore_index``. Reading labels makes a GPU wait, so on a GPU only the labels
+            of the first call are checked; later wrong labels fail in the decode head's cross
+            entropy.
 
-    Differs from the thesis, which prints the mean of squares (``reduction``) and no
-    :math:`\sqrt C` in equation 4.11 (``scale_c2p``): the defaults are the code that made the
-    numbers. It counts ignored pixels and absent classes, floors the intra-class loss at 1e-5 and
-    clips the sums of the other two to [1e-7, 1 - 1e-7]. Its moving average passes no gradient, so
-    that inter c2c trains nothing (``moving_average_gradient``); it starts from random centres, here
-    from zero (chosen). With K = 1 there is no other class, and the inter-class losses are constant
-    (chosen).
+    Differs from the thesis, which has the mean of squares (``reduction``) and no :math:`\sqrt C` in
+    equation 4.11 (``scale_c2p``). The defaults follow the authors' code, which made the published
+    numbers. That code counts ignored pixels and absent classes, has a floor of 1e-5 for the
+    intra-class loss, and clips the sums of the other two to [1e-7, 1 - 1e-7]. Its moving average
+    passes no gradient, so that inter c2c trains nothing (``moving_average_gradient``). It starts
+    from random centres, here from zero (chosen). With K = 1 there is no other class, and the
+    inter-class losses are constant (chosen).
 
     Example:
         >>> loss = ClassAwareRegularization(num_classes=2)
@@ -297,7 +299,7 @@ class ClassAwareRegularization(nn.Module):
         return label
 
     def check_labels(self, label: Tensor) -> None:
-        """Raises ValueError where a label is no class; on a GPU only in the first call."""
+        """Raises ValueError if a label is not a class; on a GPU only in the first call."""
         if label.device.type != 'cpu' and self._labels_checked:
             return
         self._labels_checked = True

@@ -1,4 +1,4 @@
-"""Online hard example mining whose mean is over the pixels that are kept."""
+"""Online hard example mining whose loss is the mean over the kept pixels."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 @TASK_UTILS.register_module()
 class KeptMeanOHEMPixelSampler(OHEMPixelSampler):
-    r"""MMSegmentation's ``OHEMPixelSampler``, and the loss is the mean over the kept pixels.
+    r"""MMSegmentation's ``OHEMPixelSampler``, with the loss averaged over the kept pixels.
 
-    That one gives kept pixels the weight 1 and others 0, and the losses go on to divide by the
-    number of all pixels: the fewer are kept, the smaller the loss and its gradient. With K of P
-    pixels kept the weight is P / K here, so that the mean over all is
+    ``OHEMPixelSampler`` gives kept pixels the weight 1 and others 0, and the losses then divide by
+    the number of all pixels. If fewer pixels are kept, the loss and its gradient are smaller. Here
+    the weight is P / K, with K of P pixels kept, so that the mean over all pixels is
 
     .. math:: \frac{1}{P} \sum_{p\ \mathrm{kept}} \frac{P}{K} \ell_p
         = \frac{1}{K} \sum_{p\ \mathrm{kept}} \ell_p
@@ -28,8 +28,8 @@ class KeptMeanOHEMPixelSampler(OHEMPixelSampler):
         **kwargs: ``thresh`` and ``min_kept`` of ``OHEMPixelSampler``; ``min_kept`` is per image.
 
     Shape:
-        :meth:`sample` takes logits (N, C, H, W) and labels (N, 1, H, W); weights (N, H, W), 0 or
-        P / K, in float32 at least. 0 everywhere where nothing is kept.
+        :meth:`sample` takes logits (N, C, H, W) and labels (N, 1, H, W); weights (N, H, W), 0 or P
+        / K, in float32 at least. 0 everywhere if no pixel is kept.
 
     Raises:
         ValueError: a loss divides by another number than that of all pixels: it has

@@ -23,11 +23,11 @@ EPSILON = 1e-4
 
 
 def normalize(norm: nn.Module, x: Tensor) -> Tensor:
-    """``norm(x)``, where a batch norm in training that sees one value uses its running statistics.
+    """``norm(x)``; a batch norm that sees a single value in training uses its running statistics.
 
-    The topmost levels of a small image are a single cell; with a batch of one there is no variance
-    and PyTorch refuses. SyncBatchNorm over several processes has more than one value and is left
-    to itself.
+    The topmost levels of a small image have a single cell. With a batch of one, such a level has no
+    variance, and PyTorch raises an error. SyncBatchNorm over several processes sees more than one
+    value, and is not changed.
     """
     alone = isinstance(norm, _BatchNorm) and norm.training and x.numel() == x.shape[1]
     if alone and isinstance(norm, nn.SyncBatchNorm) and torch.distributed.is_initialized():
@@ -105,10 +105,11 @@ def _not_inplace(act_cfg: dict) -> dict:
 class BiFPNLayer(nn.Module):
     """One repeat of BiFPN: top-down over all levels but the last, then bottom-up.
 
-    With levels 0 (finest) to L - 1: the top-down node of level i takes the level and the node
-    above, enlarged; the bottom-up node of level i takes the level, its own top-down node and the
-    node below, pooled; that of the last level takes the level and the node below. The top-down node
-    of level 0 is that level's output. L - 1 nodes each way, 14 for eight levels.
+    Levels are numbered from 0 (finest) to L - 1. The top-down node of level i takes the level and
+    the enlarged node above. The bottom-up node of level i takes the level, its top-down node and
+    the pooled node below; that of the last level takes the level and the pooled node below. The
+    top-down node of level 0 is the output of that level. There are L - 1 nodes in each direction,
+    14 in total for eight levels.
 
     Args:
         channels: of every level.
@@ -162,18 +163,19 @@ def shrink(x: Tensor, size: tuple[int, int]) -> Tensor:
 class BiFPN(BaseModule):
     """Bidirectional feature pyramid over P2 to P9 (ESeg, arXiv 2203.12683, figure 3).
 
-    A 1x1 convolution with norm brings every level of the backbone to ``channels``; the levels above
-    are average pooled from the level below, with a 1x1 convolution and norm each; then
-    ``num_repeats`` times the bidirectional fusion of EfficientDet (arXiv 1911.09070, section 3).
-    No dilated convolution anywhere: the receptive field comes from the pooled levels.
+    A 1x1 convolution with norm maps every level of the backbone to ``channels``. Each further level
+    is average pooled from the level below, with a 1x1 convolution and norm. The bidirectional
+    fusion of EfficientDet (arXiv 1911.09070, section 3) follows ``num_repeats`` times. There is no
+    dilated convolution; the receptive field comes from the pooled levels.
 
     Args:
         in_channels: channels of the backbone's levels, finest first.
         channels: of the pyramid.
         num_repeats: how often the levels are fused down and up.
-        num_levels: levels of the pyramid, 8 for P2 to P9; at least as many as come in.
-        num_outs: levels that come out, finest first; None for all. For a head that takes fewer: the
-            last repeat then has no nodes that nobody uses, which DistributedDataParallel refuses.
+        num_levels: levels of the pyramid, 8 for P2 to P9; at least the number of input levels.
+        num_outs: number of output levels, finest first; None for all. Set it for a head that takes
+            fewer levels: the last repeat then has no unused nodes, which DistributedDataParallel
+            would refuse.
         fusion: weights of a node's inputs, ``'fast'`` (EfficientDet's default), ``'softmax'`` or
             ``'sum'``.
         norm_cfg: norm of every layer. Default: EfficientDet's batch norm.
@@ -190,9 +192,9 @@ class BiFPN(BaseModule):
         ValueError: no level, fewer levels than come in, less than one repeat, an unknown
             ``fusion``, or another number of inputs than ``in_channels``.
 
-    Differs from EfficientDet: average pooling for the added levels, as the slides say, and one 1x1
-    convolution per level instead of one per edge, which the published counts fit. Chosen: 2x2
-    average pooling, and max pooling in the bottom-up path as in EfficientDet.
+    Differs from EfficientDet: average pooling for the added levels, as in the slides, and one 1x1
+    convolution per level instead of one per edge, which agrees with the published counts. Chosen:
+    2x2 average pooling, and max pooling in the bottom-up path as in EfficientDet.
 
     Example:
         >>> neck = BiFPN([16, 32], channels=8, num_repeats=1, num_levels=3)

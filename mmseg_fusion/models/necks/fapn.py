@@ -1,4 +1,4 @@
-"""Feature-aligned pyramid network (FaPN): FPN that selects, and aligns before it adds."""
+"""Feature-aligned pyramid network (FaPN): FPN with feature selection and feature alignment."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..layers.single_value import explains_single_values
 
 
 class FeatureSelection(nn.Module):
-    """Feature selection module (FaPN, section 3): channels by their importance, then fewer.
+    """Feature selection module (FaPN, section 3): weights channels, then reduces their number.
 
     ``project(x + x * sigmoid(importance(mean of x)))``, two 1x1 convolutions without bias or norm.
 
@@ -42,14 +42,15 @@ class FeatureSelection(nn.Module):
 
 
 class FeatureAlignment(nn.Module):
-    """Feature alignment module (FaPN, section 3): the level above, moved to where this one is.
+    """Feature alignment module (FaPN, section 3): aligns the level above with this level.
 
-    The level above, enlarged, is read by a deformable convolution at offsets that both levels
-    decide on. The convolution of the offsets starts at zero: no displacement, a mask of 1/2.
+    A deformable convolution samples the enlarged level above, at offsets that are computed from
+    both levels. The convolution that computes the offsets starts at zero, which gives no
+    displacement and a mask of 1/2.
 
     Args:
         channels: of both levels and of the result.
-        deformable_groups: groups of channels with offsets of their own.
+        deformable_groups: number of groups of channels with separate offsets.
         norm_cfg: norm behind the 1x1 convolution that compares the two levels.
         act_cfg: activation behind the deformable convolution.
         conv_cfg: kind of the ordinary convolutions.
@@ -101,26 +102,29 @@ class FeatureAlignment(nn.Module):
 class FaPN(BaseModule):
     """Feature-aligned pyramid network (Huang et al., ICCV 2021, arXiv 2108.07058, section 3).
 
-    Top-down as FPN: the topmost level passes a 1x1 convolution; every level below is selected
-    (:class:`FeatureSelection`), the sum of the level above is aligned to it
-    (:class:`FeatureAlignment`), both are added, and a 3x3 convolution makes the output. FPN has a
-    1x1 convolution in the place of the selection and a nearest neighbour in that of the alignment.
+    The network runs top-down, as FPN does. The topmost level goes through a 1x1 convolution. Every
+    level below goes through :class:`FeatureSelection`; the sum of the level above is aligned to it
+    by :class:`FeatureAlignment`, both are added, and a 3x3 convolution gives the output. FPN has a
+    1x1 convolution instead of the selection, and nearest-neighbour upsampling instead of the
+    alignment.
 
     Args:
         in_channels: channels of the backbone's levels, finest first.
         channels: of the pyramid.
-        num_outs: levels that come out, finest first; None for all. For a head that takes fewer: no
-            3x3 convolution is left without a gradient then, which DistributedDataParallel refuses.
-        deformable_groups: groups of channels with offsets of their own, a divisor of ``channels``.
+        num_outs: number of output levels, finest first; None for all. Set it for a head that takes
+            fewer levels: then every 3x3 convolution gets a gradient, as DistributedDataParallel
+            requires.
+        deformable_groups: number of groups of channels with separate offsets, a divisor of
+            ``channels``.
         norm_cfg: norm of the topmost level's 1x1, of the 1x1 in front of the offsets and of the
-            output's 3x3 convolutions, which have a bias (but for the offsets') where there is none.
-            Default: none, as FPN.
+            output's 3x3 convolutions, which have a bias if there is no norm (except that of the
+            offsets). Default: none, as FPN.
         act_cfg: activation of the aligned level.
-        conv_cfg: kind of all convolutions but the deformable ones.
+        conv_cfg: kind of all convolutions except the deformable ones.
         implementation: of the deformable convolutions, see
             :func:`~mmseg_fusion.models.layers.deform_conv.modulated_deform_conv2d`.
-        init_cfg: initial weights; one that covers every convolution covers those of the offsets,
-            which start at zero without.
+        init_cfg: initial weights. If it covers every convolution, it also covers those of the
+            offsets, which otherwise start at zero.
 
     Shape:
         - inputs: ``len(in_channels)`` tensors (N, in_channels[i], H_i, W_i), finest first, of any
@@ -132,12 +136,12 @@ class FaPN(BaseModule):
             ``deformable_groups`` does not divide, an unknown ``implementation``, or another number
             of inputs than ``in_channels``.
 
-    As in the authors' code for detection: the level above counts twice where the offsets are
-    decided on; the selection has no norm, the convolution in front of the offsets one of its own;
-    the topmost level has no 3x3 convolution. Differs from it: no further level is pooled on top,
-    and the topmost 1x1 starts as the other convolutions do, theirs as PyTorch's own. Their pixel
-    decoder for MaskFormer is another form: a 1x1 convolution with norm in the place of the
-    selection, and one norm for the offsets' convolution and the output's together.
+    As in the authors' code for detection, the level above counts twice in the offsets, the
+    selection has no norm, the convolution in front of the offsets has its own norm, and the topmost
+    level has no 3x3 convolution. Differs from that code: no further level is pooled on top, and the
+    topmost 1x1 convolution starts as the other convolutions do; theirs has PyTorch's default
+    weights. The authors' pixel decoder for MaskFormer has another form: a 1x1 convolution with norm
+    instead of the selection, and one norm that the convolutions of offsets and output share.
 
     Example:
         >>> neck = FaPN([16, 32], channels=8)

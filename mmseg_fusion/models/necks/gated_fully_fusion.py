@@ -57,10 +57,10 @@ def _by_size(terms: Sequence[Tensor]) -> tuple[list[tuple[int, int]], list[Tenso
 class GatedFullyFusion(BaseModule):
     r"""Fuses every level of a backbone with every other one (equations 1 to 5).
 
-    Each level is reduced to ``channels`` by a 1x1 convolution, giving :math:`X_l`; then fused; then
-    refined by ``num_convs`` 3x3 convolutions. Every convolution is followed by norm and activation.
-    With gates :math:`G_l` (below) and everything resized bilinearly to the size of level l, the
-    fusions of table 1 are
+    A 1x1 convolution reduces each level to ``channels``, which gives :math:`X_l`. The levels are
+    fused, and then refined by ``num_convs`` 3x3 convolutions. Norm and activation follow every
+    convolution. With gates :math:`G_l` (below), and all levels resized bilinearly to the size of
+    level l, the fusions of table 1 are
 
     - ``'gff'``, equation 5:
       :math:`\tilde X_l = (1 + G_l) X_l + (1 - G_l) \sum_{i \ne l} G_i X_i`
@@ -71,28 +71,28 @@ class GatedFullyFusion(BaseModule):
       formula), :math:`\tilde X_l = (1 + G_l) X_l + (1 - G_l) G_{l+1} \tilde X_{l+1}`, and
       :math:`\tilde X_L = (1 + G_L) X_L`.
 
-    Equation 5 is computed as :math:`(1 + G_l^2) X_l + (1 - G_l) \sum_i G_i X_i`, which is the same:
-    the sum over all levels is one for all levels of a size. A product is formed once, products of
-    one size are summed before they are resized, and nothing is resized to the size it has. With
-    strides 4, 8, 8, 8 two tensors are resized instead of six.
+    Equation 5 is computed as :math:`(1 + G_l^2) X_l + (1 - G_l) \sum_i G_i X_i`, which is the same;
+    all levels of one size can share this sum. Each product is computed once, products of one size
+    are summed before they are resized, and a tensor that already has the right size is not resized.
+    With strides 4, 8, 8, 8 two tensors are resized instead of six.
 
     Args:
         in_channels: channels of the levels, finest first.
         channels: of the reduced, fused and returned levels.
-        fusion: see above. The configs of table 1 differ in this word.
+        fusion: see above. The configs of table 1 differ only in this argument.
         update: ``'simultaneous'``: every level is fused from the unfused ones, as equation 5 says.
-            ``'sequential'``: the levels in front of l, which have been fused already, enter its sum
-            as :math:`G_i \tilde X_i`: the authors' code. Only ``'gff'`` has an update; the others
-            ignore this.
-        gate: one map per level (``'map'``, the paper) or one per channel of a level
-            (``'channel'``, the authors' code). Fusions without gates ignore this and the next.
-        gate_input: what the convolution :math:`w_l` of :math:`G_l = \mathrm{sigmoid}(w_l * X_l)`
-            sees: the level as the backbone gave it (``'raw'``) or after its reduction
-            (``'reduced'``, another reading). For ``'raw'`` speak the paper and the authors' code.
-            Section "Multi-level Feature Fusion" introduces :math:`X_i` with :math:`C_i` channels as
-            extracted from the backbone and leaves the 1x1 convolutions of the reduction out of its
-            notation, section "Gated Fully Fusion" gives :math:`w_i` the shape 1 x 1 x :math:`C_i`;
-            the code gates the level in front of its reduction.
+            ``'sequential'``: the levels in front of l, which are already fused, enter its sum as
+            :math:`G_i \tilde X_i`, as in the authors' code. Only ``'gff'`` uses this argument.
+        gate: one map per level (``'map'``, the paper) or one per channel of a level (``'channel'``,
+            the authors' code). Fusions without gates ignore this argument and the next.
+        gate_input: input of the convolution :math:`w_l` in
+            :math:`G_l = \mathrm{sigmoid}(w_l * X_l)`: the level as the backbone gives it
+            (``'raw'``), or after its reduction (``'reduced'``, another reading of the paper). The
+            paper and the authors' code support ``'raw'``. Section "Multi-level Feature Fusion"
+            introduces :math:`X_i` with :math:`C_i` channels as extracted from the backbone, and its
+            notation does not include the 1x1 convolutions of the reduction. Section "Gated Fully
+            Fusion" gives :math:`w_i` the shape 1 x 1 x :math:`C_i`. The code computes the gate
+            before the reduction.
         num_convs: 3x3 convolutions behind the fusion of each level. The authors' code has none.
         align_corners: of the resizing.
         conv_cfg: of all convolutions but those of the gates.
@@ -107,8 +107,9 @@ class GatedFullyFusion(BaseModule):
     Attributes:
         gates: a ``ModuleList`` with the 1x1 convolution (with bias, chosen: the paper's formula has
             none and the authors' code has one) and the sigmoid of each level; None for fusions
-            without gates. The convolutions start as the authors', Kaiming normal over the inputs
-            with a bias of zero: no norm tames them, and PyTorch's own start is 0.41 times as wide.
+            without gates. The convolutions start as in the authors' code, with Kaiming normal over
+            the inputs and a bias of zero. This matters, because no norm follows them; PyTorch's
+            default range is 0.41 times as wide.
 
     Raises:
         ValueError: an option that is none of the above, fewer than two levels, or another number

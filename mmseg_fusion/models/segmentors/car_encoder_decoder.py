@@ -37,10 +37,9 @@ class CAREncoderDecoder(EncoderDecoder):
     Thesis chapter 4 (ECCV 2022, arXiv 2203.07160), figure 4.3: the convolution in front of the
     classifier of a decode head is replaced by a
     :class:`~mmseg_fusion.models.layers.ClassAwareConv`, and three losses on its features are added
-    in training. ``model = dict(type='CAREncoderDecoder', car=dict())`` on top of a config is all it
-    takes, whatever the head, as long as it has a convolution in front of its classifier. At test
-    nothing of it is left that costs anything, once :func:`merge_car` has made the two 1x1
-    convolutions one.
+    in training. Add ``model = dict(type='CAREncoderDecoder', car=dict())`` to a config; the head
+    must have a convolution in front of its classifier. Once :func:`merge_car` has merged the two
+    1x1 convolutions, the method costs nothing at test.
 
     ``decode_head`` may be a list as well (a cascade, e.g. OCRNet): its last head is regularized.
 
@@ -48,35 +47,34 @@ class CAREncoderDecoder(EncoderDecoder):
         car: what to regularize and how:
 
             - ``layer``: ``'auto'`` (default) finds the convolution whose output reaches the
-              classifier through norm, activation, dropout, resizing and sums alone; where a sum
-              has several (DANet has two), each is replaced and regularized. Or the dotted name of
-              a convolution, of a ``ConvModule`` or of a ``DepthwiseSeparableConvModule``, in the
-              model (``'decode_head.bottleneck'``) or in its head (``'bottleneck'``), or a list of
-              names.
+              classifier only through norm, activation, dropout, resizing and sums. If a sum has
+              several (DANet has two), each is replaced and regularized. Otherwise give the dotted
+              name of a convolution, of a ``ConvModule`` or of a ``DepthwiseSeparableConvModule``,
+              in the model (``'decode_head.bottleneck'``) or in its head (``'bottleneck'``), or a
+              list of names.
             - ``channels`` (512): cap on the width of the features that are regularized. The
               authors take 256 for DeepLabV3 and CAA.
             - ``pool`` (1): the features are averaged over ``pool`` x ``pool`` cells before the
               losses. The authors take 2 for UPerNet and OCRNet.
-            - ``kernel_size`` (1): of the convolution behind; 3 is the rows without "A" of table
-              4.1.
+            - ``kernel_size`` (1): of the convolution behind the linear layer; the rows without "A"
+              of table 4.1 have 3.
             - ``linear`` (True): False leaves out the linear layer, and with it the losses.
             - ``loss``: config of the losses, default ``dict(type='ClassAwareRegularization')``;
-              ``num_classes`` and ``ignore_index`` are the head's where they are not given (2
-              classes for a head with ``out_channels=1``, background and foreground), and
-              ``channels`` of a moving average the layer's. None: the architecture without the
-              losses.
+              ``num_classes`` and ``ignore_index`` default to those of the head (2 classes for a
+              head with ``out_channels=1``, background and foreground), and ``channels`` of a moving
+              average the layer's. None: the architecture without the losses.
             - ``merged`` (False): builds the form for deployment that :func:`merge_car` makes.
         **kwargs: arguments of ``EncoderDecoder`` (``num_stages`` too where ``decode_head`` is a
             list; default: its length).
 
     Shape:
         As ``EncoderDecoder``. Training losses: ``decode.loss_car_intra_c2p``,
-        ``decode.loss_car_inter_c2c``, ``decode.loss_car_inter_c2p``; with several layers each
-        key has the layer's number appended (``_0``, ``_1``), and all of them are summed.
+        ``decode.loss_car_inter_c2c``, ``decode.loss_car_inter_c2p``; with several layers the
+        layer's number is appended to each key (``_0``, ``_1``), and all losses are summed.
 
     Raises:
-        ValueError: unknown key in ``car``, no such layer, or no single layer before the
-            classifier that could be found; the candidates are listed.
+        ValueError: unknown key in ``car``, no such layer, or no single layer before the classifier;
+            the candidates are listed.
 
     Differs from the thesis: a depthwise-separable convolution in front of the classifier is
     replaced as a whole (chosen: the thesis has no such head).
@@ -241,13 +239,13 @@ class CAREncoderDecoder(EncoderDecoder):
         usable = [name for name in candidates if name in tracer.ran]
         if not tracer.reached:
             raise _no_classifier(head, usable)
-        if tracer.blocked or not tracer.found:
+        if tracer.blocked or not tracer.sources:
             raise ValueError(
                 f"car.layer='auto': between the classifier of {type(head).__name__} and the "
                 'convolutions before it there is more than norm, activation, resizing and sums: '
                 f'{", ".join(sorted(tracer.blocked))}. {_name_one(usable)}'
             )
-        reached = [name for name in usable if name in tracer.found]
+        reached = [name for name in usable if name in tracer.sources]
         return list(dict.fromkeys(block_of(modules, name) for name in reached))
 
     def _trace(self, make: Callable[[], LastConvolutionTracer]) -> LastConvolutionTracer:
@@ -315,7 +313,7 @@ class CAREncoderDecoder(EncoderDecoder):
 class CARCascadeEncoderDecoder(CAREncoderDecoder, CascadeEncoderDecoder):
     """:class:`CAREncoderDecoder` of a cascade, e.g. OCRNet: the last head is regularized.
 
-    ``type='CAREncoderDecoder'`` builds it as well where ``decode_head`` is a list.
+    ``type='CAREncoderDecoder'`` builds it as well if ``decode_head`` is a list.
 
     Args:
         decode_head: configs of the heads, in the order in which they run.
@@ -400,8 +398,8 @@ def merge_car(model: nn.Module) -> nn.Module:
     """Makes every :class:`ClassAwareConv` of a model a single 1x1 convolution, in place.
 
     In eval mode the logits stay the same up to rounding, and parameters, memory and time are those
-    of the head with a plain 1x1 convolution. The losses go as well: a merged model is for testing.
-    Its checkpoint loads into the config with ``model.car.merged=True``.
+    of the head with a plain 1x1 convolution. The losses are removed as well; a merged model is only
+    for testing. Its checkpoint loads into the config with ``model.car.merged=True``.
 
     Args:
         model: a model with :class:`CAREncoderDecoder` somewhere in it, or with ClassAwareConvs.

@@ -63,7 +63,7 @@ def trace(head: nn.Module) -> LastConvolutionTracer:
 
 def reaches(between: Callable[..., Tensor], *modules: nn.Module) -> tuple[set[str], set[str]]:
     tracer = trace(Head(between, *modules))
-    return tracer.found, tracer.blocked
+    return tracer.sources, tracer.blocked
 
 
 @pytest.mark.stack
