@@ -14,7 +14,7 @@ class CamVidDataset(BaseSegDataset):
     ``tools/dataset_converters/camvid.py`` makes the folders from the SegNet layout.
 
     Args:
-        img_suffix: ``'.jpg'``, or ``'.png'`` where the images were kept as they came.
+        img_suffix: ``'.jpg'``, or ``'.png'`` if the original images were kept.
         seg_map_suffix: suffix of the label files.
         **kwargs: of :class:`mmseg.datasets.BaseSegDataset`.
 

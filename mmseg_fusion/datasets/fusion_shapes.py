@@ -176,7 +176,7 @@ def _shapes(rng: np.random.Generator, label: np.ndarray) -> tuple[np.ndarray, np
 def draw_scene(
     index: int, seed: int = 0, split: str = 'train', size: tuple[int, int] = (128, 128)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws one scene; equal arguments give equal pixels, whatever was drawn before.
+    """Draws one scene; equal arguments always give equal pixels.
 
     Args:
         index: number of the scene in its split.
@@ -251,9 +251,9 @@ class FusionShapesBackend(BaseStorageBackend):
 
     Everything in MMSegmentation that reads an image by its path (loading transforms, the
     visualization hook, inferencers) goes through mmengine's file backends, and so works on
-    FusionShapes unchanged. The path holds all that a scene depends on, e.g.
-    ``fusion-shapes://val/img/seed-0/128x128/000012.png``, with ``ann`` in place of ``img`` for
-    the label.
+    FusionShapes unchanged. The path contains everything that a scene depends on, e.g.
+    ``fusion-shapes://val/img/seed-0/128x128/000012.png``, with ``ann`` instead of ``img`` for the
+    label.
     """
 
     def get(self, filepath: str) -> bytes:
@@ -293,18 +293,17 @@ class FusionShapesBackend(BaseStorageBackend):
 class FusionShapesDataset(BaseSegDataset):
     """Procedural scenes on which fusing feature levels matters; drawn on the fly, no files.
 
-    Four classes are large regions in the same two colours. ``field`` and ``island`` are the very
-    same speckle: an island is what the border of the image cannot be reached from, which takes
-    context over half the image. ``broad stripes`` and ``fine stripes`` differ in their period
-    alone. The other four are thin or tiny (``line``, ``ring`` and ``cross`` with strokes of two or
-    three pixels, ``dot`` six to eight pixels wide), in colours that tell nothing: they take
-    resolution. Seams between regions, and in every other scene an unlabelled piece, have the
-    ignore index.
+    Four classes are large regions in the same two colours. ``field`` and ``island`` have exactly
+    the same speckle; an island is a region that is not connected to the border of the image. To
+    distinguish them takes context over half the image. ``broad stripes`` and ``fine stripes``
+    differ only in their period. The other four classes are thin or small (``line``, ``ring`` and
+    ``cross`` with strokes of two or three pixels, ``dot`` six to eight pixels wide), in random
+    colours that do not depend on the class. To recognize them takes resolution. Seams between
+    regions, and in every other scene an unlabelled piece, have the ignore index.
 
-    A scene depends on its seed, split and index alone: not on global random states, the order of
-    access or the worker. The stock loading transforms read it through
-    :class:`FusionShapesBackend`. Do not crop in the pipeline: a cut island reaches the border and
-    has the wrong label.
+    A scene depends only on its seed, split and index, and not on global random states, the order of
+    access or the worker. The stock loading transforms read it through :class:`FusionShapesBackend`.
+    Do not crop in the pipeline: a cropped island touches the border and has the wrong label.
 
     Args:
         size: height and width in pixels, each at least 48. The layout scales with the size,

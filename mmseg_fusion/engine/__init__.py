@@ -1,4 +1,4 @@
-"""What happens around training."""
+"""Runner, hooks and metrics."""
 
 from . import hooks, metrics
 

@@ -1,4 +1,4 @@
-"""The runner of ``tools/train.py`` and ``tools/test.py``: mmengine's, where nothing gets lost."""
+"""The runner of ``tools/train.py`` and ``tools/test.py``: mmengine's, with checks."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from ..images import explain_reading
 
 
 class CheckedRunner(Runner):
-    """mmengine's runner, but for what it loads.
+    """mmengine's runner, with checks of checkpoints, images and labels.
 
-    ``resume=True`` means the last checkpoint of the work dir. mmengine resumes from ``load_from``
-    where that is set, which names the weights that the first start took: a run that was half done
-    went on from another model's iteration. Here ``load_from`` is for a run that has no checkpoint
-    yet. ``resume='CHECKPOINT'`` names another one. A checkpoint that cannot be read, as the last
-    one after a full disk, is passed over for the one before, with a warning.
+    ``resume=True`` resumes from the last checkpoint of the work dir. If ``load_from`` is set,
+    mmengine resumes from that checkpoint instead, although it is the one from which the first start
+    took its weights; an interrupted run then continued from the iteration of another model. Here
+    ``load_from`` is only used by a run that has no checkpoint yet. ``resume='CHECKPOINT'`` names
+    another checkpoint. If a checkpoint cannot be read, for example the last one after a full disk,
+    the one before is taken, with a warning.
 
     An image or label that cannot be read stops the run with the name of the file and what is wrong
     with it.
 
-    A checkpoint that lacks weights which the model tests with, or that has some that are not
-    finite, is an error where mmengine goes on with random ones.
+    It is an error if a checkpoint lacks weights that the model needs at test, or has weights that
+    are not finite. mmengine continues with random weights.
     """
 
     #: Whether it is built to test: resuming is no question then.
@@ -42,13 +43,13 @@ class CheckedRunner(Runner):
 
     @staticmethod
     def build_dataloader(*args: Any, **kwargs: Any) -> DataLoader:
-        """As mmengine's; its data set says which file it could not read."""
+        """As mmengine's; errors of the data set name the file that cannot be read."""
         loader = Runner.build_dataloader(*args, **kwargs)
         explain_reading(loader.dataset)
         return loader
 
     def train(self) -> nn.Module:
-        """As mmengine's; a label that is no class of the model, and too small a batch, say so.
+        """As mmengine's, with clear errors for labels that are no class, and for too small a batch.
 
         Raises:
             InputError: the training set has such a label, or a batch norm layer of the model saw a
@@ -88,7 +89,7 @@ class CheckedRunner(Runner):
             ) from error
 
     def load_or_resume(self) -> None:
-        """Loads, resumes or does neither, and says in the log which."""
+        """Loads a checkpoint, resumes from one, or does neither; the log says which."""
         if self.testing:
             self._resume = False
         if self._has_loaded or not self._resume:
@@ -137,7 +138,7 @@ class CheckedRunner(Runner):
         return answer[0]
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
-        """As mmengine's; what is no checkpoint of such a run is said."""
+        """As mmengine's, with a clear error if the file is not a checkpoint of such a run."""
         try:
             super().resume(filename, *args, **kwargs)
         except CheckpointError:
@@ -157,7 +158,7 @@ class CheckedRunner(Runner):
         strict: bool = False,
         **kwargs: Any,
     ) -> dict:
-        """As mmengine's; afterwards the model has weights of the checkpoint.
+        """As mmengine's, with an error if the checkpoint does not fit the model.
 
         Raises:
             SystemExit: there is no such file; the message lists those nearby.

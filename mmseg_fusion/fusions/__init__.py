@@ -1,14 +1,15 @@
 """Fusions of any PyTorch module: found, measured, planned and equalized.
 
-What scale equalization (arXiv 2402.01149) stands on, and nothing here knows MMSegmentation: it
-takes torch (and numpy's random state) alone. To read in this order:
+This subpackage contains the basis of scale equalization (arXiv 2402.01149). It does not depend on
+MMSegmentation: it uses only torch (and numpy's random state). Read the modules in this order:
 
-- :mod:`~mmseg_fusion.fusions.state`: what a look at a module must leave as it was;
+- :mod:`~mmseg_fusion.fusions.state`: restores the state of a module after a trace;
 - :mod:`~mmseg_fusion.fusions.trace`: which layers take concatenated features;
 - :mod:`~mmseg_fusion.fusions.statistics`: mean and standard deviation of their branches;
-- :mod:`~mmseg_fusion.fusions.plan`: what is to be done to each layer;
-- :mod:`~mmseg_fusion.fusions.fold`: doing it, as weights (equation 9) or as explicit layers;
-- :mod:`~mmseg_fusion.fusions.equalization`: all of it in one call, :func:`equalize`.
+- :mod:`~mmseg_fusion.fusions.plan`: the changes to each layer;
+- :mod:`~mmseg_fusion.fusions.fold`: applies the changes to the weights (equation 9) or as explicit
+  layers;
+- :mod:`~mmseg_fusion.fusions.equalization`: all steps in one call, :func:`equalize`.
 """
 
 from .equalization import (

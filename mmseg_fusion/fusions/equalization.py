@@ -27,7 +27,7 @@ def is_inside(name: str, components: Iterable[str]) -> bool:
 
 
 def common_module(names: Sequence[str]) -> str:
-    """The innermost module that has all the named layers, for ``layers=[...]``."""
+    """The innermost module that contains all the named layers, for ``layers=[...]``."""
     levels = zip(*(name.split('.') for name in names))
     return '.'.join(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels))
 
@@ -43,8 +43,8 @@ class BranchScale:
         size: its spatial size before it was resized, in cells.
         mean: its mean before.
         std: its standard deviation before.
-        after: the standard deviation of what the layer's former weight would take now, 1 for an
-            equalized branch; None if it was not measured again.
+        after: the standard deviation of the equalized branch, as the layer's former weight would
+            see it; 1 for an equalized branch, None if it was not measured again.
         done: whether the branch was equalized.
     """
 
@@ -60,15 +60,15 @@ class BranchScale:
 
 @dataclass
 class EqualizationReport:
-    """What :func:`equalize` saw and did; ``print`` it for a table.
+    """The result of :func:`equalize`; ``print`` it for a table.
 
     Attributes:
-        layers: per fusion layer, in the order in which they run, what
-            :func:`~mmseg_fusion.fusions.plan_equalization` returns.
+        layers: per fusion layer, in the order in which they run, the result of
+            :func:`~mmseg_fusion.fusions.plan_equalization`.
         after: by name of the layer, the standard deviations per branch after equalization.
-        passed_over: names of fusion layers that were not asked for: in pretrained components,
+        passed_over: names of fusion layers that were not selected: layers in pretrained components,
             or not named.
-        lost: concatenations that no layer was seen to take.
+        lost: concatenations for which no layer was found.
     """
 
     layers: list[dict[str, Any]]
@@ -117,7 +117,7 @@ class EqualizationReport:
 
 
 def find_fusions(model: nn.Module, run: Callable[[], object]) -> tuple[list[Fusion], list[Lost]]:
-    """The fusions of a model as they are measured, and concatenations that were not followed.
+    """The fusions of a model, and the concatenations for which no layer was found.
 
     Args:
         model: the model; it runs in the mode of :func:`~mmseg_fusion.fusions.measuring`.
@@ -143,16 +143,16 @@ def plan_model(
     Args:
         fusions: layers of the model, in the order in which they run.
         model: the model; it is left as it is.
-        batches: what ``run`` takes, one item per forward pass; gone through once or more often.
+        batches: arguments of ``run``, one item per forward pass; iterated once or more often.
         run: runs one forward pass of the model.
         equalize_mean: as for :func:`equalize`.
         counted: as for :func:`~mmseg_fusion.fusions.measure_branches`.
-        watch: called before each measurement; returns a context manager that gives what is called
-            with the number of each batch when that is through.
+        watch: called before each measurement; returns a context manager that yields a callback. The
+            callback gets the number of each batch after its pass.
         remeasure: as for :func:`equalize`.
 
     Returns:
-        What :func:`~mmseg_fusion.fusions.plan_equalization` returns, per layer.
+        The result of :func:`~mmseg_fusion.fusions.plan_equalization`, per layer.
     """
 
     def measure() -> dict[str, BranchStatistics]:
@@ -178,42 +178,42 @@ def equalize(
 ) -> EqualizationReport:
     """Brings the branches of every fusion of any module to one scale (arXiv 2402.01149, alg. 1).
 
-    To be called once, between the initialization of the decoder (and the loading of a pretrained
-    backbone) and the first training step. Finds the layers that take features concatenated along
-    the channels, measures mean and standard deviation of each branch over ``batches`` and divides
-    the block of the layer's weight that takes it (equation 9). Needs torch alone.
+    Call it once, after the decoder is initialized and a pretrained backbone is loaded, and before
+    the first training step. It finds the layers that take features concatenated along the channels.
+    It measures the mean and standard deviation of each branch over ``batches``, and divides the
+    block of the layer's weight that takes the branch (equation 9). It only needs torch.
 
     The model is measured in the mode of :func:`~mmseg_fusion.fusions.measuring`: batch statistics
-    in norm layers, dropout off. Buffers, training flags and random states are put back. Under
-    ``torch.distributed`` each process gives its own batches, and the moments are summed.
+    in norm layers, dropout off. Buffers, training flags and random states are restored. Under
+    ``torch.distributed`` each process passes its own batches, and the moments are summed.
 
     Args:
-        model: any module; wrappers for parallel training and compilation are taken off.
-        batches: an iterable that can be gone through several times, such as a list or a
-            DataLoader. Each item has several images, where a norm layer sees a pooled 1 x 1 map.
+        model: any module; wrappers for parallel training and compilation are removed.
+        batches: an iterable that can be iterated several times, such as a list or a DataLoader. If
+            a norm layer sees a pooled 1 x 1 map, each item must have several images.
         forward: called as ``forward(model, batch)`` for each. By default ``model(batch)``,
             ``model(**batch)`` for a dict and ``model(batch[0])`` for a tuple or list, such as
             images and labels; tensors are brought to the model's device.
-        layers: ``'auto'`` for every fusion outside of ``pretrained``, or names of fusion layers
-            or of modules around them, wherever they are.
+        layers: ``'auto'`` for every fusion outside of ``pretrained``, or names of fusion layers or
+            of modules that contain them, anywhere in the model.
         mode: ``'fold'`` divides the weights; ``'module'`` puts explicit equalizers with constant
             values before the layers (their tensors are not in the state dict).
-        equalize_mean: ``'auto'`` takes the means out where the layer has a bias and no batch or
-            instance norm does so behind it; True wherever it has a bias (not in transposed
-            convolutions, where no bias can); False nowhere.
-        pretrained: names of components, at any depth, that ``'auto'`` leaves alone.
-        remeasure: whether to measure again after every fusion: one pass over ``batches`` each, and
-            every branch ends at 1. False: only behind a fusion whose raw output is used, as the
-            hook for MMSegmentation does; a branch that is resized behind another fusion may then
-            be some per cent off (9 % in segmentation_models_pytorch's UPerNet on noise).
+        equalize_mean: ``'auto'`` removes the means if the layer has a bias and no batch or instance
+            norm behind it removes them; True removes them if the layer has a bias (not in
+            transposed convolutions, where a bias cannot do this); False never does.
+        pretrained: names of components, at any depth, that ``'auto'`` does not change.
+        remeasure: True measures again after every fusion, with one pass over ``batches`` each, and
+            every branch ends at 1. False does so only behind a fusion whose raw output is used, as
+            the hook for MMSegmentation does. A branch that is resized behind another fusion may
+            then be off by some per cent (9 % in segmentation_models_pytorch's UPerNet on noise).
         measure_after: whether the branches are measured once more at the end.
 
     Returns:
-        The report: layers and branches, scales before and after, and what was left alone and why.
-        A model that fuses by sums alone gives an empty one.
+        The report: layers and branches, scales before and after, and what was not changed and why.
+        It is empty for a model that fuses only by sums.
 
     Raises:
-        TypeError: ``batches`` is an iterator, which can be gone through only once.
+        TypeError: ``batches`` is an iterator, which can be iterated only once.
         ValueError: an argument is wrong, ``batches`` is empty, ``layers`` names something that is
             no fusion layer (the candidates are listed), or a batch is too small for a norm layer.
         FloatingPointError: a branch is not finite; no weight has been changed then.
@@ -285,7 +285,7 @@ def equalize(
 
 
 def refuse_uncalled(fusions: Iterable[Fusion]) -> None:
-    """Explicit equalizers stand before a layer's call: a layer that is never called has none.
+    """Explicit equalizers act when a layer is called: a layer that is never called has none.
 
     Raises:
         ValueError: the weight of a fusion layer is used without calling the layer.
@@ -311,7 +311,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def call_with(model: nn.Module, batch: Any) -> object:
-    """Runs a model on what a DataLoader usually gives."""
+    """Runs a model on a batch as a DataLoader usually returns it."""
     device = next((p.device for p in model.parameters()), torch.device('cpu'))
 
     def moved(value: Any) -> Any:

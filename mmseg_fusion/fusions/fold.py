@@ -30,7 +30,7 @@ def _per_channel(value: float | Sequence[float] | Tensor, name: str) -> Tensor:
 class ScaleEqualizer(nn.Module):
     """Global normalization of a feature, ``(x - mean) / std`` (section 3.2 of the paper).
 
-    Mean and standard deviation are constants, measured once over the training set: they sit in
+    Mean and standard deviation are constants that are measured once over the training set. They are
     buffers and get no gradient. The paper uses one scalar per branch, placed after the branch's
     upsampling and before the concatenation.
 
@@ -88,7 +88,7 @@ class ScaleEqualizer(nn.Module):
 
 
 def expand_branches(values: Sequence[float], channels: Sequence[int]) -> Tensor:
-    """One value per branch -> one per channel: (B,), (B,) -> (sum(channels),), float64."""
+    """Expands one value per branch to one per channel: (B,), (B,) -> (sum(channels),), float64."""
     if len(values) != len(channels):
         raise ValueError(f'{len(values)} values for {len(channels)} branches {tuple(channels)}')
     return torch.repeat_interleave(
@@ -135,7 +135,7 @@ def broadcast_to_weight(
 
 
 def bias_shift(weight: Tensor, offset: Tensor, groups: int = 1) -> Tensor:
-    """``sum_i w_i offset_i`` of equation 9, per output channel: what a constant input gives.
+    """``sum_i w_i offset_i`` of equation 9, per output channel: the output for a constant input.
 
     Args:
         weight: (C_out, C_in / groups, ...).
@@ -167,7 +167,7 @@ def fold_tensors(
         sigma: (C_in,) standard deviation of each input channel's branch.
         mu: (C_in,) its mean, or None to leave the bias as it is.
         groups: groups of the convolution.
-        inverse: the other way: from folded tensors to those behind explicit equalizers.
+        inverse: reverses the operation: from folded tensors to those behind explicit equalizers.
         transposed: whether the convolution is a transposed one; it cannot take ``mu``.
 
     Returns:
@@ -199,10 +199,10 @@ def fold_scale_equalizer(
 ) -> None:
     """Folds the equalizers of all branches into the fusion layer, in place (equation 9).
 
-    ``w_i <- w_i / std_i`` and, with ``bias``, ``b <- b - sum_i w_i mean_i / std_i``. Equal to
-    ``conv(cat((x_i - mean_i) / std_i))`` for a layer without padding; a zero-padded one differs
-    at the border, where the folded form pads the raw feature with 0 and the explicit one the
-    equalized feature (section 3.2 does not say which is meant).
+    ``w_i <- w_i / std_i`` and, with ``bias``, ``b <- b - sum_i w_i mean_i / std_i``. The result
+    equals ``conv(cat((x_i - mean_i) / std_i))`` for a layer without padding. A zero-padded layer
+    differs at the border: there the folded form pads the raw feature with 0, and the explicit form
+    pads the equalized feature (section 3.2 does not say which is meant).
 
     Args:
         conv: convolution (any dimension, grouped, depthwise or not, transposed or not) or linear
@@ -214,8 +214,8 @@ def fold_scale_equalizer(
         bias: whether the means go into the layer's bias. Not needed if batch norm follows.
 
     Raises:
-        ValueError: shapes disagree, a std is not positive, a value is not finite, or ``bias``
-            is asked of a layer that has none, or of a transposed convolution.
+        ValueError: shapes disagree, a std is not positive, a value is not finite, or ``bias`` is
+            set for a layer that has none, or for a transposed convolution.
     """
     sigma, mu = expand_branches(std, channels), expand_branches(mean, channels)
     if not (torch.isfinite(sigma).all() and torch.isfinite(mu).all() and (sigma > 0).all()):
@@ -263,7 +263,7 @@ def constants(entry: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
     """Divisor and offset (None if there is no bias for it) per input channel of a planned layer.
 
     Args:
-        entry: what :func:`~mmseg_fusion.fusions.plan_equalization` returns.
+        entry: the result of :func:`~mmseg_fusion.fusions.plan_equalization`.
 
     Returns:
         Two tensors (C_in,), float64.
@@ -275,13 +275,13 @@ def constants(entry: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
 def install_equalizer(layer: nn.Module, sigma: Tensor, mu: Tensor | None) -> None:
     """Puts the explicit equalizers of all branches before a fusion layer, as constants.
 
-    The division acts on the layer's input, the subtraction of the means behind the layer, which
-    is the same thing with the raw feature zero-padded.
+    The division acts on the layer's input; the means are subtracted behind the layer. This is equal
+    to zero-padding the raw feature.
 
     Args:
         layer: convolution or linear layer.
         sigma: (C_in,) standard deviation of each input channel's branch.
-        mu: (C_in,) its mean, or None to leave the means alone.
+        mu: (C_in,) its mean, or None to keep the means.
     """
     device = layer.weight.device
     layer.scale_equalizer = ScaleEqualizer(0.0, sigma, persistent=False).to(device)

@@ -1,4 +1,4 @@
-"""What is to be done to the fusion layers of a model, as plain numbers."""
+"""The changes to the fusion layers of a model, as plain numbers."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ def plan_equalization(
     statistics: BranchStatistics | None,
     equalize_mean: Literal['auto'] | bool = 'auto',
 ) -> dict[str, Any]:
-    """What is to be done to one fusion layer, as plain numbers.
+    """The changes to one fusion layer, as plain numbers.
 
     Args:
         fusion: the layer.
-        statistics: moments of its branches; None for a layer that is left alone and was not
+        statistics: moments of its branches; None for a layer that is not changed and was not
             measured.
         equalize_mean: whether the means go into the layer's bias, if it has one and is no
-            transposed convolution: ``'auto'`` where no batch or instance norm takes them out
-            behind it, True always, False never.
+            transposed convolution: ``'auto'`` if no batch or instance norm behind it removes them,
+            True always, False never.
 
     Returns:
         ``name``, ``channels``, ``sizes`` and ``reason`` of the fusion; per branch the measured
         ``mean`` and ``std``, the ``ratio`` of the std to the largest of the layer, and the
-        ``divisor`` of the weight block and the ``offset`` taken out of the feature, 1 and 0 for a
-        branch that is left alone; and ``bias``, whether the offsets go into the layer's bias.
-        Without statistics the lists per branch are empty.
+        ``divisor`` of the weight block and the ``offset`` subtracted from the feature, which are 1
+        and 0 for a branch that is not changed; and ``bias``, whether the offsets are folded into
+        the layer's bias. Without statistics the lists per branch are empty.
 
     Raises:
         FloatingPointError: a moment is not finite; layer and branch are named.
@@ -70,12 +70,13 @@ def plan_layers(
 ) -> list[dict[str, Any]]:
     """Plans the fusion layers of a model, in the order in which they run.
 
-    One measurement serves them all where everything behind a fusion goes through a norm, which
-    sets its scale anew. Not to the last per cent: how smooth a feature is, no norm decides, and
-    resizing takes more of the variance from a rough one. Where something takes the raw output of a
-    fusion, equalizing the layer changes what later ones take, so they are measured again with it
-    equalized (chosen: the paper's heads all have norms, its algorithm 1 knows one fusion). The
-    weights are put back at the end. Nothing is measured where no layer is to be equalized.
+    If the outputs of every fusion go through a norm, which rescales them, one measurement is enough
+    for all layers. This is not exact to the last per cent: a norm does not change how smooth a
+    feature is, and resizing removes more variance from a rough feature. If the raw output of a
+    fusion is used, equalizing the layer changes the input of later layers. These are then measured
+    again with the layer equalized (chosen: the paper's heads all have norms, and its algorithm 1
+    has one fusion). The weights are restored at the end. Nothing is measured if no layer is to be
+    equalized.
 
     Args:
         fusions: the layers.
@@ -84,7 +85,7 @@ def plan_layers(
         remeasure: whether to measure again after every fusion, norm or not.
 
     Returns:
-        What :func:`plan_equalization` returns, per layer.
+        The result of :func:`plan_equalization`, per layer.
     """
     before = [(f.conv, copy.deepcopy(f.conv.state_dict())) for f in fusions]
     plans: list[dict[str, Any]] = []

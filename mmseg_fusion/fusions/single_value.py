@@ -1,4 +1,4 @@
-"""Batch norm that sees a single value per channel in training: recognized, and by which layer."""
+"""Recognizes the error of a batch norm that sees a single value per channel in training."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def is_single_value(error: BaseException) -> bool:
-    """Whether torch, or somebody who quotes it, says that batch norm has a single value."""
+    """Whether an error of torch, or one that quotes it, says that batch norm has a single value."""
     return isinstance(error, ValueError) and 'more than 1 value per channel' in str(error)
 
 
 def single_value_layer(error: BaseException, owner: nn.Module) -> str | None:
-    """Name, in ``owner``, of the batch norm layer that stopped; None where it is not known.
+    """Name, in ``owner``, of the batch norm layer that raised the error; None if unknown.
 
     Args:
-        error: torch's complaint, or one that was raised from it.
+        error: torch's error, or one that was raised from it.
         owner: a module that has the layer.
     """
     while error.__cause__ is not None:
@@ -29,5 +29,5 @@ def single_value_layer(error: BaseException, owner: nn.Module) -> str | None:
 
 
 def explain_single_value(error: ValueError, hint: str) -> ValueError:
-    """torch's complaint about a batch norm with one value per channel, with what to do."""
+    """torch's error about a batch norm with one value per channel, with a remedy."""
     return ValueError(f'{hint} ({error})') if is_single_value(error) else error

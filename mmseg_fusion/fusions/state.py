@@ -1,4 +1,4 @@
-"""What a look at a module must leave as it was."""
+"""Restores the state of a module after it was traced or measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 @contextlib.contextmanager
 def kept_state(module: nn.Module) -> Iterator[None]:
-    """Puts back buffers, training flags and all random states of a module when it is left.
+    """Restores buffers, training flags and all random states of a module at the end of the block.
 
     Buffers that the block replaced or that are normalization statistics are restored by value.
     """

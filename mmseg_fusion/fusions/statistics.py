@@ -96,13 +96,13 @@ def _is_dropout(module: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def measuring(model: nn.Module) -> Iterator[None]:
-    """Brings a model into the mode in which its branches are measured, and back.
+    """Sets the mode in which the branches of a model are measured, and restores the old mode.
 
-    The mode of training with what is random inside the model switched off (chosen, the paper
-    names no mode): norm layers use the statistics of the batch, as they will when training
-    starts (those of a backbone with ``norm_eval`` stay frozen), dropout and drop path are off.
-    SyncBN uses the batch of its own process, so that processes with uneven shares of the images
-    never wait for each other. Afterwards buffers, training flags and random states are as before.
+    It is the training mode without the random layers (chosen, since the paper names no mode). Batch
+    norm layers use batch statistics, as they will when training starts; those of a backbone with
+    ``norm_eval`` stay frozen. Dropout and drop path are off. SyncBN uses the batch of its own
+    process, so that processes with different numbers of images never wait for each other. At the
+    end buffers, training flags and random states are restored.
     """
     with torch.no_grad(), kept_state(model):
         model.train()
@@ -125,9 +125,9 @@ def measuring(model: nn.Module) -> Iterator[None]:
 
 
 def split_batches(order: Sequence[int], size: int) -> list[list[int]]:
-    """Batches of ``size`` in the given order; a last one of one image joins the one before it.
+    """Batches of ``size`` in the given order; a last batch of one image joins the one before.
 
-    One image alone has no batch statistics where a map is pooled to 1 x 1.
+    A single image has no batch statistics if a map is pooled to 1 x 1.
     """
     batches = [list(order[i : i + size]) for i in range(0, len(order), size)]
     if len(batches) > 1 and len(batches[-1]) == 1:
@@ -145,13 +145,13 @@ def measure_branches(
 ) -> tuple[dict[str, Fusion], dict[str, BranchStatistics]]:
     """Measures every branch of every fusion of ``model``: one forward pass per batch.
 
-    Nothing of the features is kept: the memory does not grow with the number of images.
+    No feature is stored: the memory does not grow with the number of images.
 
     Args:
         model: the model; it is measured in the mode of :func:`measuring`.
-        batches: what ``run`` takes, one item per forward pass.
+        batches: arguments of ``run``, one item per forward pass.
         run: runs one forward pass of the model.
-        counted: only the first ``counted`` batches enter the sums, the rest only runs.
+        counted: only the first ``counted`` batches enter the sums; the others are only run.
         on_batch: called with the number of the batch after each pass.
 
     Returns:

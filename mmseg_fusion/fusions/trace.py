@@ -1,8 +1,8 @@
 """Finds where a module concatenates features and which layer fuses them.
 
-No head is known by name: one forward pass is watched through a
-:class:`torch.overrides.TorchFunctionMode`, and the results of ``torch.cat`` along the channels are
-followed to the convolution or linear layer that takes them.
+The search does not depend on the names of heads. A :class:`torch.overrides.TorchFunctionMode`
+traces one forward pass, and follows the results of ``torch.cat`` along the channels to the
+convolution or linear layer that takes them.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Fusion:
         sizes: spatial size (h, w) of each branch, in cells, before the resize that brought it to
             the size of the concatenation; a branch that was not resized has that size itself.
         called: whether the layer itself was called; its weight may also be used by other code.
-        normalized: whether every output of the layer goes straight into batch or instance norm,
-            which takes out any constant per channel, and nowhere else.
-        rescaled: whether every output goes straight into a norm of any kind, which sets its scale
-            anew, and nowhere else.
-        reason: why the layer is left alone, as it was observed; empty if it can be equalized.
+        normalized: whether every output of the layer goes directly into batch or instance norm,
+            which removes any constant per channel, and is not used elsewhere.
+        rescaled: whether every output goes directly into a norm of any kind, which rescales it, and
+            is not used elsewhere.
+        reason: why the layer cannot be equalized; empty if it can.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Fusion:
         return x.split(self.channels, dim=1 if self.conv.weight.dim() > 2 else -1)
 
     def blocks(self, weight: Tensor) -> tuple[Tensor, ...]:
-        """What of a tensor in the shape of the layer's weight belongs to each branch.
+        """The parts of a tensor in the shape of the layer's weight that belong to each branch.
 
         Returns:
             Per branch, with its channels in dimension 0: (C_i, ...).
@@ -77,13 +77,14 @@ class Fusion:
 
 @dataclass(frozen=True)
 class Lost:
-    """A concatenation of feature maps along the channels that was followed to no layer.
+    """A concatenation of feature maps along the channels for which no layer was found.
 
     Attributes:
-        name: qualified name of the innermost module that was called and not left yet, empty for
-            the traced one; a method other than ``__call__`` (a head's ``loss``) does not show.
+        name: qualified name of the innermost module whose call contains it, empty for the traced
+            module. Methods other than ``__call__`` (a head's ``loss``) are not recognized.
         channels: channels of each branch.
-        end: the last operation on it that was seen and could not be followed, empty if none was.
+        end: the last operation on it through which it could not be followed; empty if there was
+            none.
     """
 
     name: str
@@ -258,19 +259,19 @@ def _pop_to(entries: list, wanted: Callable[[Any], bool]) -> None:
 
 
 class FusionTracer(TorchFunctionMode):
-    """Watches the forward passes inside ``with FusionTracer(root):`` for fusions.
+    """Traces the fusions in the forward passes inside ``with FusionTracer(root):``.
 
     Args:
-        root: the module whose layers are looked for; names are relative to it.
+        root: the module whose layers are searched; names are relative to it.
         on_input: called as ``on_input(fusion, x)`` whenever a fusion layer takes a concatenation
-            ``x`` that splits as ``fusion.channels`` says: (N, C, ...), for a linear layer
-            (..., C). What is :attr:`lost` is not kept then, since passes may be many.
-        count_running: whether a batch norm that uses its running statistics counts as one: it
-            does where norm layers are in eval mode for the pass alone, and is a mere factor per
-            channel where they will stay so.
+            ``x`` that splits as ``fusion.channels`` says: (N, C, ...), for a linear layer (..., C).
+            With it, :attr:`lost` is not recorded, since there may be many passes.
+        count_running: whether a batch norm that uses its running statistics counts as a norm. It
+            does if norm layers are in eval mode only for this pass. If they stay in eval mode, it
+            is only a factor per channel.
 
-    A layer that computes its maps in a form that hides what it takes says so itself: if it has a
-    method ``while_traced``, the context manager that this returns is entered meanwhile.
+    A layer may compute its maps in a form that hides its input from the tracer. Such a layer has a
+    method ``while_traced``, which returns a context manager; the layer is traced inside of it.
 
     Example:
         >>> conv = nn.Conv2d(5, 4, 1)
@@ -673,15 +674,15 @@ class FusionTracer(TorchFunctionMode):
 
 
 def select_fusions(fusions: Iterable[Fusion], names: Iterable[str]) -> list[Fusion]:
-    """Those of ``fusions`` that are named, or lie in a module that is, in the order they have.
+    """Selects fusions by their names, or by the names of modules that contain them, in order.
 
     Args:
-        fusions: what was found.
+        fusions: the fusions to select from.
         names: qualified names, e.g. ``decode_head.fpn_bottleneck`` or
             ``decode_head.fpn_bottleneck.conv``.
 
     Raises:
-        ValueError: a name is no fusion layer and contains none; the candidates are listed.
+        ValueError: a name is not a fusion layer and contains none; the candidates are listed.
     """
     fusions, names = list(fusions), list(names)
     for name in names:
@@ -697,15 +698,16 @@ def trace_fusions(module: nn.Module, *inputs, **kwargs) -> list[Fusion]:
     """Finds the fusions of a module: the layers that take features concatenated by channels.
 
     Runs ``module(*inputs, **kwargs)`` once, without gradient and with running statistics in norm
-    layers, so that any batch size will do, and puts buffers, training flags and random states
-    back. A concatenation (``cat``, ``hstack``, ``stack`` and ``flatten``) is followed through
-    dropout, activations, norms, resizing, pooling, gating, flipping, transposition and depthwise
-    convolutions; one inside another counts as its parts. What it is not followed through
-    (``einsum``, slices, sums with other features ...), :attr:`FusionTracer.lost` tells.
+    layers, so that any batch size works, and restores buffers, training flags and random states. A
+    concatenation (``cat``, ``hstack``, ``stack`` and ``flatten``) is followed through dropout,
+    activations, norms, resizing, pooling, gating, flipping, transposition and depthwise
+    convolutions; a concatenation inside another counts as its parts. Other operations end the
+    search (``einsum``, slices, sums with other features ...); :attr:`FusionTracer.lost` lists these
+    cases.
 
     Args:
         module: any module, for instance a decode head.
-        *inputs: what its ``forward`` takes; the features of a backbone for a decode head.
+        *inputs: arguments of its ``forward``; the features of a backbone for a decode head.
         **kwargs: further arguments of ``forward``.
 
     Returns:

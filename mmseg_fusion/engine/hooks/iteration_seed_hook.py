@@ -1,4 +1,4 @@
-"""Random numbers that depend on the seed and the iteration alone."""
+"""Random numbers that depend only on the seed and the iteration."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from mmseg.registry import HOOKS
 
 @HOOKS.register_module()
 class IterationSeedHook(Hook):
-    """Seeds Python, NumPy and PyTorch anew before every training batch is loaded.
+    """Seeds Python, NumPy and PyTorch before every training batch is loaded.
 
-    Two things follow. A run that was cut off goes on with the very numbers that it would have
-    drawn (MMEngine restores weights, optimizer and the place in the data, but no random state).
-    And two models that are trained with one seed see the same images, cut and coloured alike,
-    whatever numbers their layers draw, so that their difference is a paired one.
+    This has two effects. An interrupted run continues with the same random numbers as without the
+    interruption (MMEngine restores weights, optimizer and the position in the data, but no random
+    state). And two models that are trained with the same seed see the same images with the same
+    crops and colour changes, even if their layers draw different numbers of random values, so that
+    their difference is paired.
 
-    The seed is the runner's (``randomness=dict(seed=...)``). With worker processes the images are
-    drawn in these, from seeds that MMEngine derives from the same one. On resume what was seen
-    before is loaded once more, so that the workers are where they were.
+    The seed is the runner's (``randomness=dict(seed=...)``). Worker processes augment the images
+    with seeds that MMEngine derives from this seed. On resume the earlier batches are loaded once
+    more, so that the workers reach the same random state.
 
     Example:
         >>> from mmengine.registry import HOOKS
@@ -37,7 +38,7 @@ class IterationSeedHook(Hook):
     priority = 'VERY_HIGH'
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Wraps the loop's batches; a loop over epochs, which has none, is seeded per epoch."""
+        """Wraps the loop's batches; a loop over epochs is seeded once per epoch."""
         loop = runner.train_loop
         if hasattr(loop, 'dataloader_iterator'):
             if not isinstance(loop.dataloader_iterator, _SeededBatches):
@@ -61,9 +62,10 @@ class _SeededBatches:
         return next(self.batches)
 
     def skip_iter(self, num_iters: int) -> None:
-        """Loads ``num_iters`` batches for nothing; newer versions of MMEngine call it on resume.
+        """Loads and drops ``num_iters`` batches; newer versions of MMEngine call it on resume.
 
-        Their own moves the sampler alone, and leaves workers with the numbers of a fresh start.
+        MMEngine's own method only moves the sampler, and leaves workers at their initial random
+        state.
         """
         for _ in range(num_iters):
             next(self)

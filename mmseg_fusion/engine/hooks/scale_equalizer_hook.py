@@ -73,51 +73,54 @@ def __getattr__(name: str) -> Any:
 class ScaleEqualizerHook(Hook):
     """Calibrates the fusion layers of any decoder before training starts (section 3.2, alg. 1).
 
-    Every branch of a concatenation is brought to standard deviation 1, measured over the training
-    set by one forward pass per image (one more after each fusion that has no norm behind it, see
-    :func:`plan_layers`). With ``mode='fold'`` the constants go into the initial weight
-    of the layer behind the concatenation (equation 9) and training costs nothing more.
+    Every branch of a concatenation is scaled to standard deviation 1. The hook measures the
+    branches over the training set by one forward pass per image (and one more after each fusion
+    without a norm behind it, see :func:`plan_layers`). With ``mode='fold'`` the constants are
+    folded into the initial weight of the layer behind the concatenation (equation 9), and training
+    costs the same as before.
 
-    The fusions are found by watching a forward pass (:func:`mmseg_fusion.fusions.trace_fusions`),
-    no head is known by name. ``layers='auto'`` takes those of the decoder: what lies in a component
-    called ``backbone`` or ``image_encoder`` is left alone, and so are weights that come from a
-    checkpoint or require no gradient, since algorithm 1 initializes what is to be trained. All of
-    them can be asked for by name. Depthwise fusion layers in front of batch norm and branches that
-    are constant (standard deviation 0) are left alone; whatever is left alone is reported with the
-    reason. It runs once, before the first training step and after weights are loaded: never on
-    ``--resume``, and never again on a layer that the loaded checkpoint's meta says was equalized.
+    The hook traces a forward pass to find the fusions (:func:`mmseg_fusion.fusions.trace_fusions`);
+    it does not depend on the names of heads. ``layers='auto'`` takes the fusions of the decoder. It
+    does not change fusions in a component called ``backbone`` or ``image_encoder``, nor weights
+    that come from a checkpoint or require no gradient, since algorithm 1 initializes weights that
+    are to be trained. Such layers can be selected by name. Depthwise fusion layers in front of
+    batch norm, and constant branches (standard deviation 0), are not changed. The hook reports
+    everything that it does not change, with the reason. It runs once, after weights are loaded and
+    before the first training step. It does not run on ``--resume``, nor on a layer that was
+    equalized according to the meta of the loaded checkpoint.
 
-    The measurement has a data loader of its own over the training set with its augmentations
-    and the classes' labels, runs the training forward pass in float32 without gradient
-    (also under AMP), with batch statistics in norm layers, dropout and drop path off, and puts
-    running statistics, training flags and random states back: the training batches are those of
-    a run without the hook. Distributed, each process measures its share and the moments are
-    summed, so that all weights stay identical. All of this is chosen; the paper leaves it open.
+    The measurement has a separate data loader over the training set, with its augmentations and
+    labels. It runs the training forward pass in float32 without gradient (also under AMP). Batch
+    norm layers use batch statistics; dropout and drop path are off. Running statistics, training
+    flags and random states are restored, so that the training batches are those of a run without
+    the hook. In distributed training each process measures its share of the images and the moments
+    are summed, so that all weights stay identical. All of this was chosen; the paper leaves it
+    open.
 
     Args:
         mode: ``'fold'`` divides each weight block by its standard deviation, as algorithm 1;
-            ``'module'`` keeps the equalizers as constants during training. Equal at the
-            start, not in training: a step of SGD on a folded weight acts ``std^2`` times as
-            strongly on the effective one, a step of Adam ``std`` times. In both modes a saved
+            ``'module'`` keeps the equalizers as constants during training. Both start from the same
+            function but train differently: a step of SGD on a folded weight moves the effective
+            weight ``std^2`` times as far, and a step of Adam ``std`` times. In both modes a saved
             checkpoint loads strictly into the plain model and gives the same logits.
         layers: ``'auto'`` for all fusions of the decoder whose weights are fresh, or a list of
-            names of fusion layers or of modules around them, wherever they are, e.g.
+            names of fusion layers, or of modules that contain them, anywhere in the model, e.g.
             ``['decode_head.fpn_bottleneck']`` or, for a U-Net, ``['backbone.decoder']``. A named
-            layer with weights from a checkpoint, or frozen, is equalized, with a warning: batch
-            norms behind it, and all that was trained with it, no longer fit.
+            layer is equalized even if its weights come from a checkpoint or are frozen, with a
+            warning: batch norms behind it, and all layers that were trained with it, no longer fit.
         num_samples: number of training images to measure, drawn without repetition; None for
             the whole training set, as in the paper.
-        equalize_mean: whether the mean is taken out too: ``'auto'`` where the fusion layer has a
-            bias and no batch or instance norm right behind it, which would take the mean out
-            itself; True wherever the layer has a bias; False nowhere. A layer without a bias, or
-            a transposed convolution, cannot take it.
-        batch_size: images per forward pass and process; None for that of the training loader,
-            at least 2, since norm layers use batch statistics.
+        equalize_mean: whether the mean is removed, too. ``'auto'``: if the fusion layer has a bias
+            and no batch or instance norm directly behind it, which would remove the mean itself.
+            True: if the layer has a bias. False: never. Without a bias, and in a transposed
+            convolution, the mean cannot be removed.
+        batch_size: images per forward pass and process; None for that of the training loader, at
+            least 2, since batch norm layers use batch statistics.
         num_workers: worker processes that load images; None for as many as the training loader.
-        seed: of the order in which images are drawn.
+        seed: seed of the order in which images are drawn.
 
     Raises:
-        ValueError: an argument is wrong, ``layers`` names something that is no fusion layer (the
+        ValueError: an argument is wrong, ``layers`` names something that is not a fusion layer (the
             candidates are listed), or custom_hooks has this hook twice.
         RuntimeError: no fusion was found (the modules that were searched are listed).
         FloatingPointError: a branch is not finite (layer and branch are named); no weight has
@@ -200,7 +203,7 @@ class ScaleEqualizerHook(Hook):
             self._done = True
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Reads what a checkpoint brings and what was done; on resume puts equalizers back."""
+        """Reads which weights are loaded and which were equalized; resuming restores equalizers."""
         self._resumed = bool(runner._resume)
         model = self._plain(runner)
         state = checkpoint.get('state_dict', checkpoint)
@@ -241,7 +244,7 @@ class ScaleEqualizerHook(Hook):
         return {**record, 'mode': 'fold', 'layers': [{**e, 'mode': 'fold'} for e in kept]}
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Writes what was done into the meta; explicit equalizers are folded into the copy."""
+        """Records the equalized layers in the meta; folds explicit equalizers into the copy."""
         if self.record is None:
             return
         checkpoint.setdefault('meta', {})[META_KEY] = self.record

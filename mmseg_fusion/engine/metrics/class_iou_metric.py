@@ -9,11 +9,11 @@ from mmseg.registry import METRICS
 
 @METRICS.register_module()
 class ClassIoUMetric(IoUMetric):
-    """MMSegmentation's ``IoUMetric`` that also returns what it prints per class.
+    """MMSegmentation's ``IoUMetric`` that also returns the IoU of every class.
 
-    It takes the same arguments. Beside ``aAcc``, ``mIoU`` and the others, which are rounded to two
-    digits, it returns the unrounded per cent of every class as ``IoU.<class>``; a class that is
-    neither in a label nor in a prediction has NaN.
+    It takes the same arguments. In addition to ``aAcc``, ``mIoU`` and the other metrics, which are
+    rounded to two digits, it returns the IoU of every class as ``IoU.<class>``, in per cent and not
+    rounded; a class that is neither in a label nor in a prediction has NaN.
 
     Example:
         >>> metric = ClassIoUMetric(iou_metrics=['mIoU'])
