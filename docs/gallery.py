@@ -63,8 +63,8 @@ class Picture:
 PICTURES = {
     'predictions': Picture(
         'Predictions side by side',
-        'Image, truth, the prediction of each model, and the pixels that one of two models alone '
-        'has right. The images are evenly over the test split. CamVid.',
+        'Image, truth, the prediction of each model, and the pixels on which only one of two '
+        'models is right. The images are evenly spaced over the test split. CamVid.',
         f"""python tools/analysis_tools/predictions.py \\
     {BOTH} --num-samples 3 \\
     --out work_dirs/gallery/predictions.png""",
@@ -82,8 +82,8 @@ PICTURES = {
     ),
     'upsampling_variance': Picture(
         'What upsampling does to the variance',
-        'Figure 3 of the scale equalization paper: variance after bilinear upsampling over the '
-        'variance before, measured, beside the closed form.',
+        'Figure 3 of the scale equalization paper: variance after bilinear upsampling divided by '
+        'the variance before, as measured and from the closed form.',
         """python tools/analysis_tools/upsampling_variance.py \\
     --out-dir work_dirs/gallery/upsampling_variance""",
         'work_dirs/gallery/upsampling_variance/figure3.png',
@@ -101,8 +101,8 @@ PICTURES = {
     ),
     'rate_maps': Picture(
         'Feature maps per dilation rate',
-        'Figure 2.4 of the thesis: what ASPP and what KSAC sees at each rate. One kernel looks '
-        'for the same thing at every rate. CamVid, 100 iterations.',
+        'Figure 2.4 of the thesis: feature maps of ASPP and of KSAC at each rate. KSAC has the '
+        'same kernel at every rate. CamVid, 100 iterations.',
         f"""python tools/analysis_tools/rate_maps.py \\
     {short('deeplabv3_lite0-d16')} \\
     {short('ksac_lite0-d16')} \\
@@ -122,8 +122,8 @@ PICTURES = {
     ),
     'class_dependency': Picture(
         'Class dependency',
-        'Figure 4.5 of the thesis: how much every class leans on the others, without and with '
-        'CAR. Less beside the diagonal is better. CamVid.',
+        'Figure 4.5 of the thesis: how much every class depends on the others, without and '
+        'with CAR. Smaller values off the diagonal are better. CamVid.',
         f"""python tools/analysis_tools/class_dependency.py \\
     {BOTH} --num-samples 24 \\
     --out-dir work_dirs/gallery/class_dependency""",
@@ -132,8 +132,8 @@ PICTURES = {
     ),
     'pixel_relation': Picture(
         'Relation of one pixel to all others',
-        'Figure 4.4 of the thesis: the features of one pixel multiplied with those of all others, '
-        'without and with CAR. CamVid.',
+        'Figure 4.4 of the thesis: the dot product of the feature of one pixel with those of all '
+        'others, without and with CAR. CamVid.',
         f"""python tools/analysis_tools/pixel_relation.py \\
     {BOTH} --num-samples 1 --max-points 3 \\
     --out-dir work_dirs/gallery/pixel_relation""",
@@ -142,8 +142,8 @@ PICTURES = {
     ),
     'feature_umap': Picture(
         'Last features in the plane',
-        'Figure 4 of HFGD: the features before the classifier, coloured by class, by UMAP. Two '
-        'numbers say how compact the classes are. CamVid, UPerNet without and with CAR.',
+        'Figure 4 of HFGD: UMAP of the features before the classifier, coloured by class. Two '
+        'numbers show how compact the classes are. CamVid, UPerNet without and with CAR.',
         f"""python tools/analysis_tools/feature_umap.py \\
     {BOTH} --num-samples 24 --pixels-per-class 200 \\
     --out work_dirs/gallery/feature_umap.png""",
@@ -152,15 +152,15 @@ PICTURES = {
     ),
     'compare': Picture(
         'Several configs over seeds',
-        'A point per run, the mean and its 95 % interval: the record of {doc}`results`, as far as '
-        'it was run when the picture was made. CamVid.',
+        'A point per run, the mean and its 95 % interval: the runs of {doc}`results` that were '
+        'finished when the picture was made. CamVid.',
         """python tools/compare.py --from results/camvid.json \\
     --plot work_dirs/gallery/compare.png""",
         'work_dirs/gallery/compare.png',
     ),
     'demo': Picture(
         'The demo',
-        'What `make demo` leaves: images, truth and predictions of a model that was trained for '
+        'The output of `make demo`: images, truth and predictions of a model that was trained for '
         '400 iterations. FusionShapes.',
         """python tools/demo.py --work-dir work_dirs/gallery/demo""",
         'work_dirs/gallery/demo/scenes.png',
@@ -169,22 +169,22 @@ PICTURES = {
 
 HEAD = """# Gallery
 
-Pictures that the tools draw, each with the command that drew it. All of them are of small models
-after a short training, and show what a tool shows, not what a method reaches. {doc}`tools` has
-every option.
+Pictures that the tools draw, each with the command that drew it. All pictures are of small models
+after a short training. They show what each tool draws, not how good a method is. {doc}`tools`
+describes every option.
 """
 
 TRAINING = f"""## The models behind the pictures
 
-CamVid at half size, from ImageNet weights; {{doc}}`results` has the recipe. UPerNet without and
-with CAR, 1000 iterations of four images:
+All models are trained on CamVid at half size, from ImageNet weights; {{doc}}`results` has the
+recipe. UPerNet without and with CAR is trained for 1000 iterations of four images:
 
 ```shell
 python tools/compare.py {CAMVID.format('upernet_lite0')} \\
     {CAMVID.format('upernet_lite0_car')} --seeds 0
 ```
 
-The others were stopped after 100 iterations of two images:
+The other models are trained for 100 iterations of two images:
 
 ```shell
 for MODEL in gff_lite0-d16 danet_lite0-d16 ksac_lite0-d16 deeplabv3_lite0-d16; do

@@ -1,8 +1,8 @@
 """mmseg_fusion: multi-level feature fusion for MMSegmentation 1.x.
 
-Importing the package meets the quirks of the installed third-party versions
-(:mod:`mmseg_fusion.compat`) and registers everything into MMSegmentation's registries, so a
-config needs one line::
+Importing the package works around quirks of the installed third-party versions
+(:mod:`mmseg_fusion.compat`), and registers all classes in MMSegmentation's registries. A config
+needs one line::
 
     custom_imports = dict(imports=['mmseg_fusion'], allow_failed_imports=False)
 """

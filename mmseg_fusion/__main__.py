@@ -1,7 +1,7 @@
 """``python -m mmseg_fusion``: what is installed, what works, what to do, and the methods.
 
-Exit code 0 where the package can be used, 1 where something is missing. It needs none of the
-packages it looks for, so that it works in an interpreter that has none of them.
+The exit code is 0 if the package can be used, and 1 if something is missing. The report imports
+none of the packages that it checks, so that it works without them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def tested_versions(kind: str) -> dict[str, str]:
 
 
 def missing_dependencies() -> list[str]:
-    """Requirements of the package's own dependencies that cannot be imported."""
+    """Requirements of this package whose modules cannot be imported."""
     return [
         need for module, need in DEPENDENCIES.items() if importlib.util.find_spec(module) is None
     ]
@@ -38,7 +38,7 @@ def missing_dependencies() -> list[str]:
 def versions(kind: str) -> list[tuple[str, str, str]]:
     """One row (distribution, version found, version tested) per package of the stack.
 
-    A full mmcv in the place of mmcv-lite has a row of its own name, with the pin that it replaces.
+    A full mmcv instead of mmcv-lite is listed under its own name, with the pin that it replaces.
     """
     tested = tested_versions(kind)
     instead = {'mmcv-lite': ('mmcv', 'mmcv-lite'), 'mmengine': ('mmengine', 'mmengine-lite')}
@@ -66,7 +66,7 @@ def _importable(module: str) -> str | None:
 
 
 def capabilities() -> list[tuple[str, str]]:
-    """What works: one row (name, state) for CUDA, compiled ops, torchvision and mmpretrain."""
+    """One row (name, state) for CUDA, compiled ops, torchvision and mmpretrain."""
     import torch
 
     met = {quirk.name: quirk.what for quirk in compat.APPLIED}
@@ -128,7 +128,7 @@ def main() -> int:
     """Prints the report.
 
     Returns:
-        0 where the package can be used, else 1.
+        0 if the package can be used, else 1.
     """
     kind, error = compat.family(), mmseg_fusion.import_error
     print(f'mmseg_fusion {mmseg_fusion.__version__} ({Path(__file__).parent})')

@@ -1,7 +1,7 @@
-"""Checkpoints: reading one from anywhere, bringing it into a model, the last one of a run.
+"""Checkpoints: reads one from any place, loads it into a model, finds the last one of a run.
 
-The one reader of all tools. What a file may hold is decided in :mod:`.compat`: tensors and plain
-values, never code.
+All tools read checkpoints through this module. :mod:`.compat` decides what a file may hold: tensors
+and plain values, never code.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         path: file name, ``https://...``, ``torchvision://...`` and the like.
 
     Returns:
-        What was saved; its weights are those of :func:`weights_of`, at least one.
+        The saved object; :func:`weights_of` gives its weights, at least one.
 
     Raises:
         CheckpointError: there is no such file, it cannot be read, it would run code, or it holds
@@ -86,9 +86,9 @@ def weights_of(checkpoint: Any, path: str) -> dict[str, Tensor]:
 
 
 def needed_weights(model: nn.Module) -> set[str]:
-    """Names of what a model computes with at test: its parameters and running statistics.
+    """Names of the parameters and running statistics that a model uses at test.
 
-    Auxiliary heads, which only training has a use for, are left out.
+    Auxiliary heads, which are only used in training, are left out.
     """
     names = {name for name, _ in model.named_parameters()}
     names |= {
@@ -102,19 +102,19 @@ def needed_weights(model: nn.Module) -> set[str]:
 def fit(
     model: nn.Module, checkpoint: dict[str, Any], path: str | os.PathLike, exact: bool = False
 ) -> None:
-    """Brings the weights of a checkpoint into a model that tests with them.
+    """Loads the weights of a checkpoint into a model for test.
 
-    mmengine warns and goes on with random weights where the checkpoint is that of another model.
+    If the checkpoint is of another model, mmengine only warns and continues with random weights.
 
     Args:
         model: a segmentor; that of a model with test-time augmentation is its ``module``.
         checkpoint: as :func:`read_checkpoint` returns it.
         path: its name, for messages.
-        exact: whether weights that the model has no use for are refused too.
+        exact: whether weights that the model does not use are refused, too.
 
     Raises:
-        CheckpointError: weights that the model computes with at test are missing, have another
-            shape, or are not finite. The message names them and what is near.
+        CheckpointError: weights that the model uses at test are missing, have another shape, or are
+            not finite. The message names them and similar names.
     """
     path = os.fspath(path)
     weights = weights_of(checkpoint, path)
@@ -157,7 +157,7 @@ def _near(missing: Iterable[str], unexpected: Sequence[str]) -> str:
 
 
 def check_finite(model: nn.Module, path: str) -> None:
-    """Stops where a model computes with weights that are NaN or infinite.
+    """Raises an error if weights that a model uses are NaN or infinite.
 
     Raises:
         CheckpointError: the message names the weights.
@@ -182,10 +182,10 @@ def check_finite(model: nn.Module, path: str) -> None:
 def candidates(work_dir: str | os.PathLike) -> list[Path]:
     """Checkpoints in ``work_dir`` that a run could resume from, the last one first.
 
-    The file ``last_checkpoint`` says which is last, as mmengine writes it. A folder that was
-    copied or moved has its own checkpoint of that name, which comes before the one of old. After
-    it come the others, the highest iteration or epoch first; those of the best score are left out,
-    since they are without an optimizer.
+    mmengine's file ``last_checkpoint`` names the last one. If the folder was copied or moved, its
+    own checkpoint of that name comes before the one in the old folder. The others follow, the
+    highest iteration or epoch first. Checkpoints of the best score are left out, since they have no
+    optimizer.
     """
     work_dir = Path(work_dir)
     folders, last = [work_dir], []
@@ -220,8 +220,8 @@ def last_intact(work_dir: str | os.PathLike) -> tuple[str | None, dict[str, str]
         work_dir: where the run writes.
 
     Returns:
-        Its path, None where there is no checkpoint at all, and for each one before it that
-        cannot be resumed from, the reason.
+        Its path, or None if there is no checkpoint; and the reason for each later checkpoint that
+        cannot be resumed from.
 
     Raises:
         CheckpointError: there are checkpoints, but none can be resumed from.

@@ -85,7 +85,7 @@ def config_file(name: str) -> str:
 
     Args:
         name: ``PACKAGE::FOLDER/NAME``, with ``.py`` or without, of an installed package that
-            carries its configs, as ``mmseg::pspnet/...``; anything else comes back as it is.
+            carries its configs, as ``mmseg::pspnet/...``; any other name is returned unchanged.
 
     Raises:
         SystemExit: there is no such package, or it has no configs.
@@ -107,7 +107,7 @@ def config_file(name: str) -> str:
 
 
 def check_config(name: str) -> str:
-    """The file of a config; stops the program where there is none.
+    """The file of a config; stops the program if it does not exist.
 
     Args:
         name: a path, or a name of :func:`config_file`.
@@ -136,7 +136,7 @@ def check_config(name: str) -> str:
 
 
 def check_checkpoint(path: str) -> None:
-    """Stops the program where there is no checkpoint file ``path``; a URL passes.
+    """Stops the program if there is no checkpoint file ``path``; a URL is not checked.
 
     Raises:
         SystemExit: its message lists the checkpoints that are nearby.
@@ -158,17 +158,17 @@ def read_config(
     options: Mapping[str, Any] | None = None,
     needs: Sequence[str] = ('model',),
 ) -> Config:
-    """A config with what ``--cfg-options`` changes in it.
+    """A config with the changes of ``--cfg-options``.
 
     Args:
         path: of the file, or a name of :func:`config_file`.
-        options: what ``--cfg-options`` gave.
+        options: value of ``--cfg-options``.
         needs: keys that the tool cannot do without, ``a.b`` for one of a dict.
 
     Raises:
-        SystemExit: there is no such file, it is no config, an option does not fit, it lacks a
-            key, or, where the model is needed, its parts disagree on the channels of an image;
-            the message says which.
+        SystemExit: there is no such file, it is not a config, an option does not fit, a key is
+            missing, or, if the model is needed, its parts disagree on the channels of an image; the
+            message says which.
     """
     from mmengine.config import Config
 
@@ -218,7 +218,7 @@ def exits_on_input_error(main: Callable) -> Callable:
 
 
 def check_at_least(parser: argparse.ArgumentParser, args: argparse.Namespace, **least: int) -> None:
-    """Stops the program where a number that was given is smaller than it may be."""
+    """Stops the program if an argument is below its minimum."""
     for name, smallest in least.items():
         value = getattr(args, name)
         if value is not None and value < smallest:
@@ -226,7 +226,7 @@ def check_at_least(parser: argparse.ArgumentParser, args: argparse.Namespace, **
 
 
 def config_files(*configs: str) -> list[str]:
-    """Config files and all that they inherit from, as inputs of :class:`Outputs`."""
+    """Config files and all their base files, as inputs of :class:`Outputs`."""
     from mmengine.config import Config
 
     files: list[str] = []
@@ -243,16 +243,16 @@ def config_files(*configs: str) -> list[str]:
 
 
 def model_files(pairs: Sequence[str | None]) -> list[str]:
-    """All files of pairs of config and checkpoint; what is none of them is skipped later."""
+    """All files of pairs of config and checkpoint; other entries are skipped later."""
     return [*config_files(*pairs[::2]), *(path for path in pairs[1::2] if path)]
 
 
 def check_work_dir(config: str, work_dir: str | None) -> None:
-    """MMEngine writes the whole config under its name into the work dir.
+    """Refuses a work dir in which MMEngine would overwrite a config.
 
     Raises:
-        InputError: the config itself, or one that it inherits from, is that file; one that
-            MMEngine wrote there in an earlier run may be.
+        InputError: the config, or one of its base files, is the file that MMEngine would write; a
+            file that MMEngine wrote there in an earlier run is accepted.
     """
     from mmengine.config import Config
 
@@ -273,7 +273,7 @@ def check_work_dir(config: str, work_dir: str | None) -> None:
 
 
 def check_predictions(outputs: Outputs, folder: Path) -> None:
-    """MMSegmentation writes ``--out FOLDER`` file by file, named as the images.
+    """Refuses a folder for ``--out`` in which MMSegmentation could overwrite other images.
 
     Raises:
         InputError: the folder holds PNG files that earlier predictions did not write.
@@ -330,10 +330,10 @@ def run_installed_tool(name: str, runner: type | None = None) -> None:
 
     Args:
         name: of the tool.
-        runner: takes the place of mmengine's Runner.
+        runner: replaces mmengine's Runner.
 
     Raises:
-        SystemExit: what was given does not fit; the message says what.
+        SystemExit: an argument does not fit; the message says which.
     """
     tool = installed_tool(name)
     tool.argparse = SimpleNamespace(ArgumentParser=_with_our_options(name))

@@ -1,10 +1,10 @@
-"""What is wrong with something that the user gave, as exceptions that the tools print."""
+"""Exceptions for faults in the user's input; the tools print their messages."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """What the user gave does not fit; the message says what was expected and what to change."""
+    """The user's input does not fit; the message says what was expected and what to change."""
 
     def __str__(self) -> str:
         """The message alone, where a data loader's process puts its traceback before it."""

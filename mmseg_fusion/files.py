@@ -1,8 +1,9 @@
-"""Files that a tool writes: never over what it reads, nor over what it did not write, and whole.
+"""Output files of a tool: complete, and never over its inputs or over files of others.
 
-What a tool wrote is noted in a hidden file beside it, :data:`MADE`: a line per file with its
-SHA-256, the tool and the name. A file counts as the tool's own as long as it is what that line
-says: one that somebody else put there or edited since is left alone without ``--overwrite``.
+A tool lists the files that it wrote in a hidden file in the same folder, :data:`MADE`: a line per
+file with its SHA-256, the tool and the name. A file counts as the tool's own as long as it matches
+its line. A file that somebody else put there, or edited since, is only replaced with
+``--overwrite``.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def _digest(path: Path) -> str:
 
 
 def what_it_is(path: Path) -> str | None:
-    """What a file seems to be that is not what it was taken for; None where nothing is known."""
+    """A guess at the type of a file that is not of the expected type; None if unknown."""
     with path.open('rb') as file:
         start = file.read(512)
     if not start:
@@ -68,12 +69,12 @@ def what_it_is(path: Path) -> str | None:
 
 @contextlib.contextmanager
 def beside(path: Path, name: str = '') -> Iterator[Path]:
-    """A name in the folder of ``path`` to write to before :func:`put`; what it holds is removed.
+    """A temporary name in the folder of ``path``, for :func:`put`; an old file there is removed.
 
     Args:
-        path: where the file is to be in the end; its folder is made.
-        name: default: a hidden one of this process, without the suffix of an image or a label, so
-            that what a killed process leaves is taken for neither.
+        path: final place of the file; its folder is made.
+        name: default: a hidden name of this process, without the suffix of an image or a label, so
+            that a file of a killed process is not taken for one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(name or f'.{path.name}.{os.getpid()}.tmp')
@@ -84,7 +85,7 @@ def beside(path: Path, name: str = '') -> Iterator[Path]:
 
 
 def put(temporary: Path, path: Path) -> None:
-    """Moves a whole file to its place, once it is on the disk.
+    """Moves a complete file to its place, after it is on the disk.
 
     A full disk is noticed here, while the old file is still there.
     """
@@ -95,10 +96,9 @@ def put(temporary: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that is at ``path`` once it is complete, and never in part.
+    """A file to write; it appears at ``path`` only when it is complete.
 
-    It does not ask what is there: for what is changed in its place, as :class:`Outputs` is for all
-    else.
+    It does not check the old file: use it to edit a file, and :class:`Outputs` for everything else.
     """
     with beside(path) as temporary:
         with temporary.open('wb') as file:
@@ -111,7 +111,7 @@ class Outputs:
 
     Args:
         tool: name of the tool; files of another tool are not its own.
-        inputs: files that it reads, in any form; None and URLs among them are skipped.
+        inputs: files that it reads, as paths or strings; None and URLs are skipped.
         overwrite: whether files that it did not write may be replaced. Inputs never are.
     """
 
@@ -139,7 +139,7 @@ class Outputs:
             self._target(path)
 
     def check(self, *paths: str | Path | None) -> None:
-        """Stops before the work where a file could not be written after it.
+        """Raises an error before the work if a file could not be written afterwards.
 
         Args:
             *paths: files that will be written; None among them are skipped.
@@ -213,7 +213,7 @@ class Outputs:
             return False
 
     def path(self, path: str | Path) -> contextlib.AbstractContextManager[Path]:
-        """A name to write to, with the suffix of ``path``; in the end its file is at ``path``.
+        """A name to write to, with the suffix of ``path``; at the end its file moves to ``path``.
 
         Args:
             path: where the file is to be.
@@ -274,19 +274,19 @@ class Outputs:
             file.write(content.getbuffer())
 
     def remove(self, path: str | Path) -> None:
-        """Removes a file of an earlier run, if there is one; as for writing, another's stays."""
+        """Removes a file of an earlier run, if there is one; files of others are kept."""
         target = self._target(path)
         if target.exists():
             self._check_content(target, path)
             target.unlink()
 
     def note(self, *paths: str | Path) -> None:
-        """Counts files as this tool's own that a library wrote for it."""
+        """Lists files that a library wrote for this tool as the tool's own."""
         for path in paths:
             target = Path(path).resolve()
             self._note(target, _digest(target))
 
     def write(self, path: str | Path, content: str | bytes) -> None:
-        """Writes a whole file; text in UTF-8."""
+        """Writes a complete file; text in UTF-8."""
         with self.file(path) as file:
             file.write(content.encode() if isinstance(content, str) else content)

@@ -1,7 +1,7 @@
-"""Images and labels: reading one from anywhere, and what is wrong with a file that is none.
+"""Images and labels: reads them from any place, and explains why a file cannot be read.
 
-The one reader of all tools. The pipeline of a config decides how a file becomes an array; here its
-files are looked at first, and an error that they cause says so.
+All tools read images through this module. The pipeline of a config decides how a file becomes an
+array. The files are checked before, and an error names the file that causes it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def fault(path: str | os.PathLike) -> str | None:
     """What is wrong with an image file.
 
     Args:
-        path: of the file. One with a scheme (``s3://...``) is left to its backend.
+        path: of the file. A path with a scheme (``s3://...``) is not checked.
 
     Returns:
-        The reason in words, None for a whole image and for a format that Pillow does not know, as
-        a TIFF of twelve channels.
+        The reason in words; None for a complete image, and for a format that Pillow does not know,
+        such as a TIFF of twelve channels.
     """
     path = os.fspath(path)
     if '://' in path:
@@ -59,11 +59,11 @@ def fault(path: str | os.PathLike) -> str | None:
 
 
 def check_image(path: str | os.PathLike, what: str = 'an image') -> None:
-    """Stops at a file that is no whole image.
+    """Raises an error if a file is not a complete image.
 
     Args:
         path: of the file.
-        what: it is to be, for the message.
+        what: the expected content, for the message.
 
     Raises:
         InputError: it is missing, a folder, empty, cut off, or something else than an image.
@@ -74,16 +74,16 @@ def check_image(path: str | os.PathLike, what: str = 'an image') -> None:
 
 
 def read_sample(read: Callable[[dict], Any], info: Mapping[str, Any], check: bool = True) -> Any:
-    """What a pipeline makes of a sample's files.
+    """The result of a pipeline on a sample's files.
 
     Args:
-        read: the pipeline, or what reads the sample otherwise.
-        info: the sample: ``img_path``, ``seg_map_path`` and what else the pipeline takes.
-        check: whether to look at the files first. Some decoders take half an image for a whole
-            one; without, the files are looked at where ``read`` fails.
+        read: the pipeline, or another function that reads the sample.
+        info: the sample: ``img_path``, ``seg_map_path`` and other inputs of the pipeline.
+        check: whether to check the files before. Some decoders accept a truncated image. If False,
+            the files are only checked if ``read`` fails.
 
     Raises:
-        InputError: a file is no whole image, or none that ``read`` can read.
+        InputError: a file is not a complete image, or ``read`` cannot read it.
     """
     files = [(info[key], what) for key, what in FILES.items() if info.get(key)]
     if check:
@@ -131,7 +131,7 @@ def read_image(path: str | os.PathLike, backend_args: dict | None = None) -> np.
 
 
 class ExplainedPipeline(Compose):
-    """A pipeline that says which file it could not read, and why.
+    """A pipeline whose errors name the file that cannot be read, and why.
 
     Args:
         pipeline: its transforms are shared.

@@ -1,4 +1,4 @@
-"""Looking, never training: fusion tracing, counting, the variance of upsampled features."""
+"""Analysis of models without training: counts, pictures of features, variance of upsampling."""
 
 from ..fusions import Fusion, trace_fusions
 from .counting import Counts, count, count_call

@@ -1,7 +1,8 @@
 """Where spatial and channel attention contradict each other (thesis section 3.2).
 
-Both answer by themselves, beside the prediction: in the parallel design through DANet's auxiliary
-logits (figure 3.3), in the sequential one through a branch behind a stop-gradient (figure 3.4).
+Each attention gives a separate prediction in addition to the head's: in the parallel design through
+DANet's auxiliary logits (figure 3.3), in the sequential design through a branch behind a
+stop-gradient (figure 3.4).
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _MARKS = {
 
 
 def branches_of(head: nn.Module) -> dict[str, int]:
-    """Which of a head's outputs is the answer of which attention alone.
+    """Which outputs of a head are the predictions of a single attention.
 
     Args:
         head: a decode head whose ``forward`` returns several logits, the prediction's first.
@@ -78,10 +79,10 @@ def _instead(module: nn.Module, **methods: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def predict_branches(model: nn.Module, data: dict[str, Any]) -> list[dict[str, np.ndarray]]:
-    """What the prediction and each attention say, through the model's own testing.
+    """The head's prediction and that of each attention, through the model's test function.
 
     Sliding windows, padding and the size of the original image are treated as in
-    ``model.test_step``, which runs once per answer; the features and logits are computed once.
+    ``model.test_step``, which runs once per prediction; features and logits are computed once.
 
     Args:
         model: a segmentor in eval mode whose head :func:`branches_of` knows.
@@ -91,7 +92,7 @@ def predict_branches(model: nn.Module, data: dict[str, Any]) -> list[dict[str, n
         - Output: each (H, W) of the original image, class ids.
 
     Returns:
-        One dict per image: the attentions' answers by name, then the prediction.
+        One dict per image: the attentions' predictions by name, then the head's prediction.
 
     Raises:
         ValueError: see :func:`branches_of`.
@@ -125,16 +126,17 @@ def predict_branches(model: nn.Module, data: dict[str, Any]) -> list[dict[str, n
 
 @dataclass
 class Conflicts:
-    """Pixels counted; two of them can be added.
+    """Counts of pixels; two counts can be added.
 
     Attributes:
-        pixels: how many there are: those with a label, or all of them where no truth is known.
-        disagree: on how many the attentions give different answers; with one branch, on how many
-            it differs from the prediction, which is the answer of the attention behind it.
-        right: by answer, how many are right; empty, as what follows, where no truth is known.
-        lost: on how many the prediction is wrong although an attention was right.
-        lost_by: by attention, on how many it was right and the prediction is wrong.
-        gained: on how many the prediction is right although no attention was.
+        pixels: number of pixels with a label, or of all pixels if there is no label.
+        disagree: number of pixels on which the attentions disagree; with one branch, on which the
+            branch differs from the head's prediction, which is that of the other attention.
+        right: number of right pixels per prediction; empty, like the next attributes, if there is
+            no label.
+        lost: number of pixels on which the prediction is wrong although an attention was right.
+        lost_by: per attention, number of pixels on which it was right and the prediction is wrong.
+        gained: number of pixels on which the prediction is right although no attention was.
     """
 
     pixels: int = 0
@@ -236,7 +238,7 @@ class Example:
         image: (H, W, 3), RGB, uint8.
         answers: one dict of :func:`predict_branches`.
         truth: (H, W) class ids; None where it is not known.
-        conflicts: what :func:`compare` says.
+        conflicts: result of :func:`compare`.
     """
 
     name: str
@@ -247,7 +249,7 @@ class Example:
 
     @property
     def rank(self) -> float:
-        """Share of the pixels that a conflict spoils, or on which there is one."""
+        """Share of the pixels that a conflict loses; without labels, of those with a conflict."""
         counts = self.conflicts
         return (counts.disagree if self.truth is None else counts.lost) / max(counts.pixels, 1)
 
@@ -288,8 +290,9 @@ def draw_conflicts(
 ) -> None:
     """Figures 3.3 and 3.4: image, truth, each attention's answer, prediction, and the conflicts.
 
-    Boxes mark the largest regions where an attention was right and the prediction is not (without
-    truth, those where they disagree). In the last column every pixel of a conflict is coloured.
+    Boxes mark the largest regions in which an attention was right and the prediction is wrong
+    (without labels, regions in which the attentions disagree). In the last column every pixel of a
+    conflict is coloured.
 
     Args:
         examples: one per row.

@@ -1,4 +1,4 @@
-"""Old place of what measures branches, until version 0.3: see :mod:`mmseg_fusion.fusions`."""
+"""Old place of the measurement of branches, until version 0.3: see :mod:`mmseg_fusion.fusions`."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Class dependency maps: how much each class leans on every other one (thesis, figure 4.5).
+"""Class dependency maps: how much each class depends on every other class (thesis, figure 4.5).
 
 The map is the inter-class relation of equation 4.4,
 
@@ -132,7 +132,7 @@ def collect_centers(
         batches: collated test samples of one image each.
         num_classes: number of classes.
         layer: dotted name, ``'auto'`` for the classifier.
-        side: whether the feature is what the layer takes or what it gives.
+        side: whether the feature is the layer's input or output.
         source: whether a pixel's class is its label's or the model's own prediction.
         ignore_index: label of the pixels that count for nothing.
 
@@ -188,9 +188,9 @@ def dependency_matrix(vectors: Tensor, similarity: Similarity = 'softmax') -> Te
 
     Shape:
         - vectors: (K, C).
-        - returned: (K, K) float64; row i says how much class i leans on each class. Rows and
-          columns of absent classes are NaN, and absent classes are left out of the softmax
-          (chosen; the losses of CAR let them enter as zero vectors).
+        - returned: (K, K) float64; row i shows how much class i depends on each class. Rows and
+          columns of absent classes are NaN, and absent classes are left out of the softmax (chosen;
+          the losses of CAR let them enter as zero vectors).
 
     Raises:
         ValueError: the vectors are no matrix, or ``similarity`` is unknown.
@@ -232,7 +232,7 @@ def diagonal_means(matrix: Tensor) -> tuple[float, float]:
 def strongest_pairs(
     matrix: Tensor, classes: Sequence[str], count: int = 5
 ) -> list[tuple[str, str, float]]:
-    """The largest entries off the diagonal: class, class that it leans on, value.
+    """The largest entries off the diagonal: class, class on which it depends, value.
 
     Args:
         matrix: (K, K) of :func:`dependency_matrix`.
@@ -322,16 +322,16 @@ def draw_dependency(
 ) -> None:
     """Maps of several models side by side on one colour scale.
 
-    Row i says how much class i leans on the class of each column. Absent classes are hatched grey,
-    their names too. The scale ends at the largest value; for ``'softmax'`` it begins at 0 and ends
-    at twice the value of a uniform row or above, so that a uniform map has the middle colour.
+    Row i shows how much class i depends on the class of each column. Absent classes and their names
+    are hatched grey. The scale ends at the largest value. For ``'softmax'`` it begins at 0 and ends
+    at least at twice the value of a uniform row, so that a uniform map has the middle colour.
 
     Args:
         maps: one per model.
         classes: names of the classes.
         path: PNG file to write.
         title: of the picture.
-        similarity: what the numbers are.
+        similarity: the kind of the numbers.
     """
     from matplotlib.patches import Patch
 

@@ -1,6 +1,6 @@
-"""Several models over several seeds: what a table of them says, and how sure it is.
+"""Compares several models over several seeds: tables, differences and their intervals.
 
-A record is a dict with all that a comparison keeps, as it stands in a JSON file::
+A record is a dict with all data of a comparison, as stored in a JSON file::
 
     {'title': ..., 'note': ...,
      'groups': [{'title': ..., 'baseline': NAME, 'configs': [NAME, ...]}, ...],
@@ -46,7 +46,7 @@ def prepared(path: str | Path, options: dict[str, Any] | None = None) -> Config:
 
     Args:
         path: of the config.
-        options: what to change first, by dotted keys.
+        options: changes to the config, by dotted keys.
     """
     cfg = Config.fromfile(path)
     cfg.merge_from_dict(dict(options or {}))
@@ -64,7 +64,7 @@ def prepared(path: str | Path, options: dict[str, Any] | None = None) -> Config:
 
 
 def settings_of(cfg: dict[str, Any]) -> dict[str, Any]:
-    """The part of a config that decides over the result, as builtin types.
+    """The part of a config that affects the result, as builtin types.
 
     Args:
         cfg: a config as a dict.
@@ -100,7 +100,7 @@ def differences(old: Any, new: Any, name: str = '') -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of paired differences, and its 95 % interval where two pairs or more allow one."""
+    """Mean of paired differences, and its 95 % interval if there are at least two pairs."""
 
     mean: float
     low: float | None
@@ -123,7 +123,7 @@ def paired_difference(baseline: dict[int, float], other: dict[int, float]) -> Di
         other: likewise.
 
     Returns:
-        None where no seed is common.
+        None if no seed is common.
     """
     seeds = sorted(set(baseline) & set(other))
     if not seeds:
@@ -189,13 +189,13 @@ COLUMNS = ('model', 'mIoU', 'std', 'n', 'difference', 's/iter', 'memory', 'param
 
 
 def common_end(names: Sequence[str]) -> str:
-    """What all names of MMSegmentation's kind end with, from ``_1xb4-...`` on; else nothing."""
+    """The common ending of names in MMSegmentation's style, from ``_1xb4-...`` on, or nothing."""
     ends = {m[0] if (m := re.search(r'_\d+xb\d.*$', name)) else '' for name in names}
     return ends.pop() if len(ends) == 1 else ''
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """One line of the main table as text, behind the name; what is not known is a dash."""
+    """One line of the main table as text, without the name; unknown values are a dash."""
     if not row['n']:
         return ('not run yet', *['–'] * 6)
     optional = [
@@ -259,8 +259,8 @@ def page(record: dict[str, Any], source: str, path: str) -> str:
 
     Args:
         record: see the module.
-        source: the record's path, as it is written in the commands.
-        path: of the page, likewise.
+        source: path of the record, as the commands on the page name it.
+        path: path of the page, likewise.
     """
     planned = len({n for g in record['groups'] for n in g['configs']}) * len(record['seeds'])
     how = (
@@ -319,7 +319,7 @@ def inserted(text: str, record: dict[str, Any]) -> str:
     """``text`` with the summary of ``record`` between its two lines :data:`BEGIN`, :data:`END`.
 
     Raises:
-        ValueError: the two lines are not there, once each and in this order.
+        ValueError: the two lines do not occur exactly once each, in this order.
     """
     head, begin, rest = text.partition(BEGIN + '\n')
     _, end, tail = rest.partition(END)

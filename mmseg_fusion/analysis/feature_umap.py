@@ -1,8 +1,8 @@
-"""Last features in the plane, coloured by class (figure 4 of arXiv 2303.08646, section 8).
+"""Last features in two dimensions, coloured by class (figure 4 of arXiv 2303.08646, section 8).
 
-The paper takes the features that are classified, at pixels of eight classes that are hard to tell
-apart, and compares models by eye: which one's classes are separate and compact. Since UMAP bends
-every distance, two numbers say it of the features themselves: :func:`silhouette` and
+The paper takes the features before the classifier, at pixels of eight classes that are hard to
+distinguish, and compares by eye how separate and compact the classes of each model are. UMAP
+distorts distances. Two numbers therefore describe the features themselves: :func:`silhouette` and
 :func:`within_between`.
 
 The paper names neither the number of pixels nor UMAP's settings; all of them are chosen here.
@@ -40,12 +40,12 @@ MIN_PIXELS = 5
 
 @dataclass
 class Sample:
-    """The same pixels as each of some models sees them.
+    """The features of the same pixels in several models.
 
     Attributes:
         features: per model, (N, C) float32 on the CPU; C may differ.
         labels: (N,) class ids.
-        places: (N, 3) number of the image, row and column of the pixel in its label.
+        places: (N, 3) index of the image, and row and column of the pixel in its label.
         images: paths of the images.
     """
 
@@ -66,22 +66,24 @@ class _Kept:
 
 
 class PixelSample:
-    """Random pixels of every class, equally many of every image, while images stream by.
+    """Draws random pixels of every class from a stream of images, equally many of every image.
 
-    In each image the pixels of a class stand in line in random order. The first of every image come
-    before the second of any, and so on, and within such a round the order is random: the first
-    ``pixels_per_class`` of that common line are kept, so that an image gives as many as any other,
-    give or take one, as long as it has them. Only those are ever held.
+    In each image the pixels of a class are put in random order. The first pixels of all images form
+    the first round, the second pixels the second round, and so on; within a round the order is
+    random. The first ``pixels_per_class`` pixels of all rounds are kept. Every image thus gives the
+    same number of pixels, plus or minus one, as long as it has enough. Only the kept pixels are
+    stored.
 
-    A pixel is a pixel of the label that lies under the centre of a cell of the feature, and its
-    feature is that of the cell: labels go to the features by nearest neighbour, not features to the
-    labels (chosen: interpolated features are mixtures that no classifier has seen, and would count
-    every cell many times). Where the features of the models have different strides, the coarsest
-    one says which pixels there are; each lies in a cell of its own in the finer ones too.
+    Candidates are the pixels of the label under the centres of the feature's cells, and a pixel has
+    the feature of its cell. Labels are thus resized to the features by nearest neighbour, and
+    features are not resized (chosen: interpolated features are mixtures that no classifier has
+    seen, and would count every cell many times). If the features of the models have different
+    strides, the coarsest feature determines the pixels; in the finer features each pixel also has a
+    separate cell.
 
     Args:
         num_classes: number of classes K.
-        pixels_per_class: how many at most.
+        pixels_per_class: maximum number of pixels per class.
         seed: of the random numbers.
     """
 
@@ -183,7 +185,7 @@ class PixelSample:
         return [int(c) for c in order if self.counts[c]]
 
     def take(self, classes: Sequence[int]) -> Sample:
-        """What was drawn of some classes; those never seen are left out.
+        """The drawn pixels of some classes; classes without a pixel are left out.
 
         Args:
             classes: ids of the classes.
@@ -208,10 +210,10 @@ class PixelSample:
 
 
 def find_classes(names: Sequence[str], classes: Sequence[str]) -> list[int]:
-    """Ids of classes that are given by name or number, each once.
+    """Ids of classes given by name or number, without repetition.
 
     Args:
-        names: what was given; a name goes before a number.
+        names: the given names or numbers; an equal class name has priority over a number.
         classes: names of all classes.
 
     Raises:
@@ -250,10 +252,10 @@ def _checked(features: Tensor, labels: np.ndarray) -> tuple[Tensor, Tensor, Tens
 def silhouette(features: Tensor, labels: np.ndarray) -> float:
     r"""Mean silhouette coefficient (Rousseeuw, 1987), in Euclidean distance.
 
-    Of a pixel it is :math:`(b - a) / \max(a, b)`, where a is its mean distance to the other pixels
-    of its class and b the smallest of its mean distances to the pixels of each other class: 1 where
-    the classes are points apart, 0 where they overlap, below where pixels are nearer to another
-    class than to their own. A pixel that is alone in its class counts as 0.
+    The coefficient of a pixel is :math:`(b - a) / \max(a, b)`. Here a is its mean distance to the
+    other pixels of its class, and b the smallest of its mean distances to the pixels of each other
+    class. It is 1 if the classes are separate points, 0 if they overlap, and negative if pixels are
+    nearer to another class than to their own. A pixel that is alone in its class counts as 0.
 
     Args:
         features: one per pixel.
@@ -293,14 +295,14 @@ def silhouette(features: Tensor, labels: np.ndarray) -> float:
 
 
 def within_between(features: Tensor, labels: np.ndarray) -> float:
-    r"""How far pixels lie from their class centre, relative to how far the centres lie apart.
+    r"""Mean distance of pixels to their class centre, divided by that between the centres.
 
     .. math::
         \frac{\frac1K \sum_k \frac1{N_k} \sum_{i \in k} \lVert x_i - \mu_k \rVert}
         {\frac2{K (K - 1)} \sum_{k < l} \lVert \mu_k - \mu_l \rVert}
 
-    with the class centres :math:`\mu_k`; every class counts the same. The smaller, the more compact
-    the classes for the distance between them; the length of the features cancels.
+    with the class centres :math:`\mu_k`; every class has the same weight. A smaller value means
+    more compact classes for the same distance between them; the length of the features cancels.
 
     Args:
         features: one per pixel.
@@ -357,8 +359,9 @@ def umap_embedding(
     Args:
         features: one per pixel, finite.
         seed: of its random numbers; the result depends on the machine besides.
-        num_neighbors: pixels that a pixel is kept close to; all others where there are fewer.
-        min_dist: how close two pixels may come in the plane.
+        num_neighbors: number of neighbours that are kept close; all other pixels if there are
+            fewer.
+        min_dist: smallest distance of two points in the plot.
 
     Shape:
         - features: (N, C).
@@ -396,7 +399,7 @@ def pca_embedding(features: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Embedding:
-    """The pixels as one model sees them.
+    """The embedded pixels of one model.
 
     Attributes:
         name: what the model is called.
@@ -416,7 +419,7 @@ class Embedding:
 def embed_sample(
     sample: Sample, names: Sequence[str], embed: Embed = umap_embedding
 ) -> list[Embedding]:
-    """Every model's features in the plane, each embedded on its own, and the numbers of them.
+    """Embeds the features of every model separately, and computes their numbers.
 
     Args:
         sample: the pixels.
@@ -454,7 +457,7 @@ def save_embeddings(
     path: str | Path,
     **about: Any,
 ) -> None:
-    """Writes points, pixels and numbers as JSON; null stands for a number that is not defined.
+    """Writes points, pixels and numbers as JSON; an undefined number is null.
 
     Args:
         maps: one per model.
@@ -498,8 +501,8 @@ def draw_embeddings(
 ) -> None:
     """Models side by side, a point per pixel in the colour of its class.
 
-    Axes have no ticks: neither place nor scale of an embedding means anything. Points are drawn in
-    random order, so that no class lies on top.
+    Axes have no ticks, since position and scale of an embedding have no meaning. Points are drawn
+    in random order, so that no class lies on top.
 
     Args:
         maps: one per model.

@@ -1,4 +1,4 @@
-"""Old place of what finds fusions, until version 0.3: see :mod:`mmseg_fusion.fusions`."""
+"""Old place of the tracer of fusions, until version 0.3: see :mod:`mmseg_fusion.fusions`."""
 
 import warnings
 

@@ -1,8 +1,8 @@
-"""What the gates of GFF let through, and what goes wrong without one (figures 6, 7, 9, 10).
+"""The gates of GFF, and the errors without one of them (figures 6, 7, 9, 10).
 
-Li et al., "Gated Fully Fusion for Semantic Segmentation", AAAI 2020, arXiv 1904.01803. The gates
-of a :class:`~mmseg_fusion.models.necks.gated_fully_fusion.GatedFullyFusion`, in a ``GFFHead`` or
-as the neck of a segmentor, are looked at through forward hooks.
+Li et al., "Gated Fully Fusion for Semantic Segmentation", AAAI 2020, arXiv 1904.01803. The gates of
+a :class:`~mmseg_fusion.models.necks.gated_fully_fusion.GatedFullyFusion`, in a ``GFFHead`` or as
+the neck of a segmentor, are read through forward hooks.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def level_names(model: nn.Module, name: str) -> list[str]:
 
 
 def check_levels(model: nn.Module, name: str, levels: Sequence[int]) -> None:
-    """Raises :class:`InputError` where a fusion has no gate of a number, counted from 1."""
+    """Raises :class:`InputError` if a fusion has no gate of a number, counted from 1."""
     names = level_names(model, name)
     for level in levels:
         if not 1 <= level <= len(names):
@@ -155,9 +155,9 @@ def check_levels(model: nn.Module, name: str, levels: Sequence[int]) -> None:
 
 @contextlib.contextmanager
 def zero_gate(fusion: GatedFullyFusion, level: int) -> Iterator[None]:
-    r"""While it lasts, the gate of a level is 0 wherever it is used.
+    r"""Sets the gate of a level to 0 inside of the context.
 
-    In equation 5 the level then sends nothing, and takes all that the others send:
+    In equation 5 the level then sends nothing, and receives all that the others send:
     :math:`\tilde X_l = X_l + \sum_{i \ne l} G_i X_i`.
 
     Args:
@@ -182,9 +182,9 @@ def gate_maps(
     layer: str = 'auto',
     ignore_index: int = IGNORE,
 ) -> GateMaps:
-    """Runs a segmentor on one image and keeps its gates; once more per gate that is set to 0.
+    """Runs a segmentor on one image and keeps its gates; runs again per gate that is set to 0.
 
-    The image goes through as a whole, whatever ``test_cfg.mode`` says.
+    The image is processed as a whole, whatever ``test_cfg.mode`` is.
 
     Args:
         model: a segmentor in evaluation mode.
@@ -195,7 +195,7 @@ def gate_maps(
 
     Raises:
         InputError: there are no such gates, or they do not run at test time; or the label has
-            another size than the image, or holds what is no class.
+            another size than the image, or holds ids that are no class.
     """
     name = find_gates(model, layer)
     check_levels(model, name, levels)
@@ -260,7 +260,7 @@ def _check_label(seen: Observation, num_classes: int) -> None:
 
 
 def labelled(views: Sequence[GateMaps]) -> bool:
-    """Whether right and wrong are known: every image has a label."""
+    """Whether every image has a label."""
     return all(view.seen.label is not None for view in views)
 
 
@@ -270,8 +270,7 @@ def spoiled(before: np.ndarray, after: np.ndarray, label: np.ndarray | None) -> 
     Args:
         before: class ids predicted with all gates.
         after: class ids predicted with one of them set to 0.
-        label: class ids, 255 where none is known; None for the pixels whose prediction changes,
-            whatever is right.
+        label: class ids, 255 where none is known; None for the pixels whose prediction changes.
 
     Shape:
         - before, after, label, returned: (H, W); returned as bool.
@@ -282,11 +281,11 @@ def spoiled(before: np.ndarray, after: np.ndarray, label: np.ndarray | None) -> 
 
 
 def gate_rows(views: Sequence[GateMaps]) -> list[dict[str, Any]]:
-    """Numbers beside the picture, one row per level, over all images.
+    """The numbers of the picture, one row per level, over all images.
 
     ``mean_gate`` is a mean over the cells of all images. ``become_wrong`` and ``become_right`` are
     shares of the labelled pixels; where an image has no label, there is ``changed`` instead, a
-    share of all pixels. They are None for a gate that was left as it is, and NaN where no pixel is
+    share of all pixels. They are None for a gate that was not set to 0, and NaN if no pixel is
     labelled.
 
     Args:
@@ -330,11 +329,11 @@ def gate_rows(views: Sequence[GateMaps]) -> list[dict[str, Any]]:
 def draw_gate_maps(
     views: Sequence[GateMaps], info: DataInfo, path: str | Path, title: str = ''
 ) -> None:
-    """Figures 6 and 7: image, label, prediction and gates, and below them what goes wrong.
+    """Figures 6 and 7: image, label, prediction and gates, and below them the errors.
 
     All gates are on one scale from 0 to 1; cells of padding are cut off. Below a gate that was set
-    to 0 are the pixels that are wrong then and were right, in red; where an image has no label,
-    those whose prediction changes.
+    to 0, the pixels that become wrong are red; without a label, the pixels whose prediction
+    changes.
 
     Args:
         views: one entry per image, of the same model.

@@ -1,7 +1,7 @@
-"""What one layer of a segmentor sees on whole images: loading, hooks and places on its grid.
+"""The features of a layer of a segmentor on whole images: loading, hooks and cells.
 
-Shared by the pictures that look at the last features, :mod:`.class_dependency` and
-:mod:`.pixel_relation`. Nothing is trained and no weight is changed.
+The modules that draw the last features share it, such as :mod:`.class_dependency` and
+:mod:`.pixel_relation`. Nothing is trained, and no weight is changed.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ IGNORE = 255
 def load_segmentor(cfg: Config, checkpoint: str | None, device: str = 'cpu') -> nn.Module:
     """The segmentor of a config with the weights of a checkpoint, in evaluation mode.
 
-    Stricter than :func:`mmseg.apis.init_model`, which draws a picture of random weights where the
-    checkpoint is that of another model.
+    It is stricter than :func:`mmseg.apis.init_model`, which continues with random weights if the
+    checkpoint is of another model.
 
     Args:
         cfg: an MMSegmentation config.
@@ -125,11 +125,11 @@ def _classes(model: nn.Module) -> int:
 
 @contextlib.contextmanager
 def captured(layer: nn.Module, side: Side = 'input') -> Iterator[list[Any]]:
-    """While it lasts, every call of ``layer`` appends its first input, or its output, to the list.
+    """Inside of the context, every call of ``layer`` appends its first input or output to the list.
 
     Args:
         layer: a module.
-        side: what is kept.
+        side: whether the input or the output is kept.
     """
     kept: list[Any] = []
 
@@ -166,7 +166,7 @@ class Placement:
         return (places - self.box[axis]) / self.box[2 + axis]
 
     def on_grid(self, label: np.ndarray, grid: Sequence[int], fill: int = IGNORE) -> np.ndarray:
-        """A label as the cells of a feature see it: that of the pixel under each cell's centre.
+        """The label of each cell of a feature: that of the pixel under the centre of the cell.
 
         Args:
             label: (h, w), of the whole image, in any resolution.
@@ -203,7 +203,7 @@ class Placement:
         return result[0], result[1]
 
     def check(self, point: Sequence[int], path: str = '') -> None:
-        """Raises :class:`InputError` where a pixel (x, y) is outside the image file."""
+        """Raises :class:`InputError` if a pixel (x, y) is outside the image file."""
         x, y = point
         height, width = self.size
         if not (0 <= x < width and 0 <= y < height):
@@ -243,16 +243,16 @@ def observe(
     predict: bool = True,
     ignore_index: int = IGNORE,
 ) -> Observation:
-    """Runs a segmentor on one image and keeps what a layer takes or gives.
+    """Runs a segmentor on one image and keeps the input or output of a layer.
 
-    The image goes through as a whole, whatever ``test_cfg.mode`` says: windows would have features
-    of their own. Of a layer that runs several times the last call counts.
+    The image is processed as a whole, whatever ``test_cfg.mode`` is, because windows would have
+    separate features. If a layer runs several times, the last call counts.
 
     Args:
         model: a segmentor in evaluation mode.
         batch: one collated sample of a test pipeline.
         layer: dotted name, ``'auto'`` for the classifier.
-        side: whether the feature is what the layer takes or what it gives.
+        side: whether the feature is the layer's input or output.
         predict: whether to predict as well.
         ignore_index: of the data set; such pixels hold 255 in what is returned.
 
@@ -315,12 +315,12 @@ def observe(
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a config says about its data, without any file of it.
+    """The properties of a config's data set, read from the config alone.
 
     Attributes:
         classes: names of the classes.
         palette: an RGB colour per class.
-        ignore_index: label of the pixels that count for nothing.
+        ignore_index: label of the pixels that are not counted.
         label_map: old to new class ids, None if they are the same.
         reduce_zero_label: whether label 0 is none and the others count from 1.
         suffixes: of images and of labels.
@@ -351,7 +351,7 @@ def _leaf(dataset: dict) -> dict:
 
 
 def data_info(cfg: Config, split: str = 'val') -> DataInfo:
-    """Classes and label conventions of a config's data set; its files need not be there.
+    """Classes and label conventions of a config's data set; its files need not exist.
 
     Args:
         cfg: an MMSegmentation config.
@@ -413,8 +413,8 @@ class ImageSet(torch.utils.data.Dataset):
         split: which of its data loaders.
         images: image files, or folders of them; empty for the data set itself.
         ann_dir: folder of the labels of ``images``.
-        num_samples: how many, evenly over the whole set; None for all.
-        indices: which ones instead, by their number.
+        num_samples: number of images, evenly spaced over the whole set; None for all.
+        indices: numbers of the images instead.
         labels: files of the labels of ``images``, one for each, instead of ``ann_dir``.
 
     Raises:
@@ -503,7 +503,7 @@ class ImageSet(torch.utils.data.Dataset):
         return infos
 
     def files(self) -> list[str]:
-        """Images and labels that are read; none of a data set that draws its images."""
+        """The files of images and labels; empty for a data set that draws its images."""
         infos = [self._info(index) for index in self.indices]
         return [str(info[key]) for info in infos for key in FILES if info.get(key)]
 
@@ -559,7 +559,7 @@ def batches(images: ImageSet, num_workers: int = 0) -> torch.utils.data.DataLoad
 
 
 def model_names(configs: Sequence[str], checkpoints: Sequence[str]) -> list[str]:
-    """What models are called: by their config, and by what else tells them apart.
+    """Names of models: that of the config, and the checkpoint if needed to distinguish them.
 
     Args:
         configs: files.
@@ -576,7 +576,7 @@ def model_names(configs: Sequence[str], checkpoints: Sequence[str]) -> list[str]
 def check_alike(
     names: Sequence[str], infos: Sequence[DataInfo], models: Sequence[nn.Module]
 ) -> None:
-    """Models that are drawn side by side have the classes of one data set.
+    """Checks that models that are drawn side by side have the same classes.
 
     Args:
         names: what the models are called.
@@ -607,7 +607,7 @@ def check_alike(
 
 
 def check_classes(path: str, label: np.ndarray, num_classes: int) -> None:
-    """The classes of a label are classes of the model.
+    """Checks that the classes of a label are classes of the model.
 
     Args:
         path: of the image, for the message.
@@ -626,7 +626,7 @@ def check_classes(path: str, label: np.ndarray, num_classes: int) -> None:
 
 
 def check_same_images(names: Sequence[str], sets: Sequence[ImageSet], split: str) -> None:
-    """Models that are looked into side by side see as many images.
+    """Checks that models that are compared see the same number of images.
 
     Raises:
         InputError: they do not.

@@ -1,7 +1,7 @@
-"""Pixel relation maps: how alike a pixel's feature is to all others (thesis, figure 4.4).
+"""Pixel relation maps: similarity of a pixel's feature to all others (thesis, figure 4.4).
 
 The map is the pixel-to-pixel relation energy of section 4.4.2.8, the dot product of the feature of
-one pixel, before the classifier, with that of every pixel of the image. Figures 4.6 and 4.7 are
+one pixel, before the classifier, with that of every pixel of the image. Figures 4.6 and 4.7 show
 the same for other models.
 """
 
@@ -85,10 +85,10 @@ def unit_range(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
 
 
 def class_contrast(relation: np.ndarray, label: np.ndarray, own: int) -> tuple[float, float]:
-    """Mean relation to the pixels of the own class and to those of all other classes.
+    """Mean relation to the pixels of the same class and to those of all other classes.
 
-    The relation is brought to [0, 1] over the image first, so that models whose features have
-    different lengths compare.
+    The relation is first scaled to [0, 1] over the image, so that models whose features have
+    different lengths can be compared.
 
     Args:
         relation: (H, W) of :func:`pixel_relation`.
@@ -109,7 +109,7 @@ def class_contrast(relation: np.ndarray, label: np.ndarray, own: int) -> tuple[f
 
 @dataclass(frozen=True)
 class Point:
-    """A pixel to look from.
+    """A pixel whose relations are drawn.
 
     Attributes:
         x: column in the image file.
@@ -141,13 +141,13 @@ def class_at(label: np.ndarray | None, size: tuple[int, int], x: int, y: int) ->
 def automatic_points(
     label: np.ndarray, size: tuple[int, int], num_classes: int, max_points: int | None = None
 ) -> list[Point]:
-    """One pixel per class, the one deepest inside a region of it; the largest classes first.
+    """One pixel per class, the one farthest inside a region of it; the largest classes first.
 
     Args:
         label: (h, w) class ids of the whole image, in any resolution.
         size: height and width of the image file.
-        num_classes: ids from here on are no class.
-        max_points: how many classes at most, None for all.
+        num_classes: ids of this value and above are no class.
+        max_points: maximum number of classes, None for all.
     """
     classes = [int(c) for c in np.unique(label) if 0 <= c < num_classes]
     classes.sort(key=lambda c: -int((label == c).sum()))
@@ -182,8 +182,7 @@ class Relation:
 def relate(seen: Observation, point: Point, similarity: PixelSimilarity = 'dot') -> Relation:
     """Relation map of a pixel on what :func:`~.layer_features.observe` returned.
 
-    Own class and others are told apart by the label, and by the model's prediction where the image
-    has none.
+    The label, or without one the model's prediction, determines which pixels have the same class.
 
     Args:
         seen: a layer on an image.
@@ -248,7 +247,7 @@ def draw_relations(
 ) -> None:
     """One row per pixel: image, label, then relation map and prediction of each model.
 
-    Every map has a colour bar of its own, since the length of a feature means nothing across
+    Every map has its own colour bar, since the lengths of features cannot be compared across
     models; cosine similarities share one scale.
 
     Args:
@@ -259,7 +258,7 @@ def draw_relations(
         info: classes and colours.
         path: PNG file to write.
         title: of the picture.
-        similarity: what the maps are.
+        similarity: the kind of the maps.
 
     Raises:
         InputError: there is no pixel to draw.

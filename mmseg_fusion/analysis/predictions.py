@@ -1,7 +1,8 @@
-"""Predictions of several models beside the truth, and what the second of two gains and loses.
+"""Predictions of several models, the truth, and the gains and losses of the second of two models.
 
-Figures 1, 4, 5 and 8 of GFF (arXiv 1904.01803) show the pixels that GFF has right and PSPNet has
-wrong ("refined parts"). Here the pixels that it has wrong and PSPNet right are shown with them.
+Figures 1, 4, 5 and 8 of GFF (arXiv 1904.01803) show the pixels on which GFF is right and PSPNet is
+wrong ("refined parts"). Here the pixels on which GFF is wrong and PSPNet is right are shown as
+well.
 """
 
 from __future__ import annotations
@@ -40,19 +41,19 @@ class Predictions:
 
 
 def right(prediction: np.ndarray, label: np.ndarray) -> float:
-    """The share of the labelled pixels that a prediction has right."""
+    """The share of the labelled pixels on which a prediction is right."""
     labelled = label != IGNORE
     return float((prediction == label)[labelled].mean()) if labelled.any() else float('nan')
 
 
 @dataclass(frozen=True)
 class Gain:
-    """What a second model gains and loses against a first, by the class of the truth.
+    """Gains and losses of a second model against a first, by the class of the truth.
 
     Attributes:
         labelled: (K,) pixels that have a label.
-        gained: (K,) those of them that the second model alone has right.
-        lost: (K,) those that the first model alone has right.
+        gained: (K,) labelled pixels on which only the second model is right.
+        lost: (K,) labelled pixels on which only the first model is right.
     """
 
     labelled: np.ndarray
@@ -74,7 +75,7 @@ class Gain:
 
     @property
     def net(self) -> float:
-        """Gained less lost: how much more of the labelled pixels the second model has right."""
+        """Gained minus lost, as a share of the labelled pixels."""
         gained, lost = self.shares
         return gained - lost
 
@@ -134,7 +135,7 @@ class GainSummary:
 
     @property
     def net(self) -> float:
-        """Mean over the images of what is gained less what is lost."""
+        """Mean over the images of gained minus lost."""
         return self.gained - self.lost
 
     @classmethod
@@ -182,10 +183,10 @@ class GainSummary:
 def largest_gains(
     views: Iterable[Predictions], num_classes: int, count: int
 ) -> tuple[list[Predictions], list[Gain]]:
-    """The images on which the second of two models gains most, and what it gains on each of all.
+    """The images on which the second of two models gains most, and the gains on all images.
 
     Args:
-        views: of two models each; gone through once, and no more than ``count`` are kept.
+        views: of two models each; iterated once, and no more than ``count`` are kept.
         num_classes: number of classes.
         count: how many to choose.
 
@@ -206,7 +207,7 @@ def largest_gains(
 
 
 def compared(first: np.ndarray, second: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """A picture of the pixels that only one of two predictions has right.
+    """A picture of the pixels on which only one of two predictions is right.
 
     Args:
         first: (H, W) class ids.
@@ -214,8 +215,8 @@ def compared(first: np.ndarray, second: np.ndarray, label: np.ndarray) -> np.nda
         label: likewise; 255 is shown white.
 
     Returns:
-        (H, W, 3): :data:`FIRST` where ``first`` alone is right, :data:`SECOND` where ``second``
-        alone is, light grey where both are, dark grey where none is.
+        (H, W, 3): :data:`FIRST` where only ``first`` is right, :data:`SECOND` where only ``second``
+        is, light grey where both are, dark grey where none is.
     """
     gained, lost = gained_and_lost(first, second, label)
     picture = np.full((*label.shape, 3), 225, np.uint8)
@@ -235,8 +236,8 @@ def draw_predictions(
 ) -> None:
     """A row per image: image, truth, a prediction per model, and of two models where they differ.
 
-    Where there are two, the last picture has what the second one gains and what it loses, and the
-    shares of both stand below.
+    For two models, the last picture shows the gains and losses of the second model, with their
+    shares below.
 
     Args:
         views: one entry per image.

@@ -1,8 +1,8 @@
-"""What a pyramid of atrous convolutions sees at each of its rates (figure 2.4 of KSAC's thesis).
+"""Feature maps of an atrous pyramid at each of its rates (figure 2.4 of KSAC's thesis).
 
 Any :class:`~mmseg.models.decode_heads.aspp_head.ASPPModule` and any
-:class:`~mmseg_fusion.models.layers.KernelSharingAtrousConv` of a segmentor, through forward hooks:
-the head around it may be anybody's.
+:class:`~mmseg_fusion.models.layers.KernelSharingAtrousConv` of a segmentor is read through forward
+hooks, in any head.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class RateMaps:
         shared: whether one kernel makes the maps of all rates.
         rates: dilation rates in pixels of the map; 1 is a 1x1 convolution in mmseg's ASPP.
         maps: per rate (C, h, w), float32, after norm and activation and before any sum.
-        image: (H, W, 3), RGB in bytes, as the network sees it but for normalization and padding.
+        image: (H, W, 3), RGB in bytes, as the network sees it, without normalization and padding.
     """
 
     module: str
@@ -71,7 +71,7 @@ def find_pyramid(model: nn.Module, name: str = 'auto') -> str:
 
 @contextlib.contextmanager
 def captured_rates(pyramid: Pyramid) -> Iterator[list[tuple[Tensor, ...]]]:
-    """While it lasts, every call of the pyramid appends its maps, one per rate, to the list.
+    """Inside of the context, every call of the pyramid appends its maps, one per rate, to the list.
 
     Args:
         pyramid: an ``ASPPModule``, or one that derives from it, or a ``KernelSharingAtrousConv``.
@@ -94,7 +94,7 @@ def captured_rates(pyramid: Pyramid) -> Iterator[list[tuple[Tensor, ...]]]:
 def rate_maps(model: nn.Module, batch: Mapping[str, Any], layer: str = 'auto') -> RateMaps:
     """Runs a segmentor on one image and keeps its pyramid's maps.
 
-    The image goes through as a whole, whatever ``test_cfg.mode`` says.
+    The image is processed as a whole, whatever ``test_cfg.mode`` is.
 
     Args:
         model: a segmentor in evaluation mode.
@@ -127,9 +127,9 @@ def rate_maps(model: nn.Module, batch: Mapping[str, Any], layer: str = 'auto') -
 def choose_channels(view: RateMaps, count: int = 25) -> list[list[int]]:
     """The channels to draw, per rate: those that vary most over the image, most first.
 
-    One kernel makes channel c of every rate of a kernel-sharing pyramid: there the sum over the
-    rates counts, and all rates get the same channels. Kernels of their own have nothing in common
-    but the number: there each rate gets its own channels.
+    In a kernel-sharing pyramid the same kernel computes channel c at every rate. There the sum over
+    the rates counts, and all rates get the same channels. With separate kernels, channel c of
+    different rates is unrelated, so each rate gets its own channels.
 
     Args:
         view: the maps.
@@ -142,7 +142,7 @@ def choose_channels(view: RateMaps, count: int = 25) -> list[list[int]]:
 
 
 def rate_rows(name: str, view: RateMaps) -> list[dict[str, Any]]:
-    """Numbers beside the picture, one row per rate, over all channels.
+    """The numbers of the picture, one row per rate, over all channels.
 
     ``spread`` is the standard deviation over the image, a mean over the channels; ``dead`` the
     share of channels that are 0 all over it.
@@ -200,7 +200,7 @@ def draw_rate_maps(
     count: int = 25,
     channels: Sequence[int] | None = None,
 ) -> None:
-    """Figure 2.4: per model and rate a sheet of maps, and the marked one of them enlarged above.
+    """Figure 2.4: per model and rate a grid of maps, with the marked one enlarged above.
 
     Args:
         views: one entry per model, on the same image.

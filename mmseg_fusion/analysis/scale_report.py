@@ -1,6 +1,6 @@
 """Scales of features and gradients at every fusion, before and after scale equalization.
 
-Proposition 3.1 of arXiv 2402.01149 on real images: the gradient of a weight block is as large as
+Proposition 3.1 of arXiv 2402.01149 on real images: the gradient of a weight block has the scale of
 the feature that it takes, so branches on different scales train at different speeds.
 """
 
@@ -121,11 +121,11 @@ def scale_report(
 ) -> list[BranchReport]:
     """Measures scales of branches and of their gradients before and after equalization.
 
-    After equalization in two forms: ``'equalized'``, explicit equalizers before the layer
-    (section 3.2), where proposition 3.1 gives equal scales, and ``'folded'``, their constants
-    in the initial weight (equation 9), where the feature and so the gradient are what they were
-    and the weight is larger by ``1 / std``: a step of SGD acts ``std^2`` times as strongly on the
-    effective weight as with explicit equalizers.
+    The report has two forms of equalization. ``'equalized'`` has explicit equalizers before the
+    layer (section 3.2), where proposition 3.1 gives equal scales. ``'folded'`` has their constants
+    in the initial weight (equation 9). There the feature, and thus the gradient, is the same as
+    before, and the weight is larger by ``1 / std``: a step of SGD moves the effective weight
+    ``std^2`` times as far as with explicit equalizers.
 
     Args:
         model: a segmentor; it is left as it is.

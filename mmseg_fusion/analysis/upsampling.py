@@ -1,8 +1,8 @@
-"""What bilinear upsampling does to the variance of a feature (Kim & Kim, TMLR 2024, section 3.1).
+"""The effect of bilinear upsampling on the variance of a feature (Kim & Kim, TMLR 2024, sec. 3.1).
 
-Theorem 3.2 says that bilinear upsampling by r > 1 lowers the variance of every feature that is
-not constant, and the text beside it that the mean is conserved. What holds exactly, for the
-biased variance and the mean over a finite map:
+Theorem 3.2 says that bilinear upsampling by r > 1 lowers the variance of every feature that is not
+constant, and the text adds that the mean is preserved. For the biased variance and the mean over a
+finite map, the exact statements are:
 
 * **Whole ratio, corners not aligned** (``align_corners=False``, mmseg's default): both, for every
   map. Each input pixel has the same total weight in the output, clamped borders included, so the
@@ -95,7 +95,7 @@ def variance_ratio(
     align_corners: bool = False,
     num_maps: int | None = None,
 ) -> float:
-    """Expected variance after bilinear upsampling over the one before, borders included.
+    """Expected variance after bilinear upsampling over the variance before, borders included.
 
     Exact for independent pixels of equal mean and variance, whatever their distribution. With a
     whole ratio r and ``align_corners=False`` a dimension of n pixels contributes
