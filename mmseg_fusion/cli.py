@@ -1,4 +1,4 @@
-"""What the command line tools share: MMSegmentation's own tools, configs, words, whole files."""
+"""Shared parts of the tools: MMSegmentation's own tools, configs, arguments, output files."""
 
 from __future__ import annotations
 
