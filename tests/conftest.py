@@ -15,6 +15,8 @@ import torch
 from hypothesis import settings
 from mmengine.registry import DefaultScope
 
+from .cheaper import format_a_text_once, leave_imports_alone
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # A loaded machine is no failure, and a failure is one that comes again.
@@ -30,6 +32,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if os.environ.get('PYTEST_XDIST_WORKER'):
         torch.set_num_threads(1)
         os.environ.setdefault('OMP_NUM_THREADS', '1')
+    format_a_text_once()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    leave_imports_alone()
 
 
 #: What a file has in it whose tests start programs, or go through the configs of all methods.

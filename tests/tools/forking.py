@@ -1,8 +1,9 @@
 """An interpreter that has imported what every tool imports, and forks itself to run one.
 
-``running.run_again`` starts it as a program and writes a line of JSON per tool: its words, the
-folder to run in, the files for what it prints. It answers with a line: the exit code. What a fork
-does is what ``python TOOL ...`` does after its imports, in a process of its own.
+``running.Again`` starts it as a program and writes a line of JSON per tool: its words, the folder
+to run in, the files for what it prints. It answers with two lines: the number of the process and,
+once that has ended, its exit code. What a fork does is what ``python TOOL ...`` does after its
+imports, in a process of its own.
 """
 
 from __future__ import annotations
@@ -48,7 +49,11 @@ def main() -> None:
     import mmseg.evaluation
     import mmseg.visualization  # noqa: F401
 
+    from tests.cheaper import format_a_text_once, leave_imports_alone
+
     sys.path.remove(ROOT)
+    format_a_text_once()
+    leave_imports_alone()
     for line in sys.stdin:
         job = json.loads(line)
         child = os.fork()
@@ -56,6 +61,7 @@ def main() -> None:
             become(job)
             runpy.run_path(job['argv'][0], run_name='__main__')
             return
+        print(child, file=answers, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers, flush=True)
 
 

@@ -60,6 +60,36 @@ def forking() -> subprocess.Popen:
     return program
 
 
+class Again:
+    """A tool that has been started, in a fork, and may be killed; ended before the next starts.
+
+    Args:
+        argv: the tool and its arguments.
+        cwd: the folder to run in.
+        stdout: file, or named pipe, for what it prints.
+        stderr: likewise.
+    """
+
+    def __init__(self, argv: list[str], cwd: Path, stdout: Path, stderr: Path):
+        self._program = forking()
+        job = dict(argv=argv, cwd=str(cwd), stdout=str(stdout), stderr=str(stderr))
+        self._program.stdin.write(json.dumps(job) + '\n')
+        self._program.stdin.flush()
+        self.pid = int(self._program.stdout.readline())
+
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def wait(self) -> int:
+        """The exit code, once it has ended; the negative signal where one has ended it."""
+        return int(self._program.stdout.readline())
+
+
 def run_again(
     tool: Path | str, *arguments: object, cwd: Path, check: bool = True
 ) -> subprocess.CompletedProcess:
@@ -67,14 +97,10 @@ def run_again(
 
     It is a process of its own as well, with its own exit code, output and folder.
     """
-    program = forking()
     with tempfile.TemporaryDirectory() as folder:
         printed = [Path(folder, name) for name in ('stdout', 'stderr')]
         argv = [str(tool), *map(str, arguments)]
-        job = dict(argv=argv, cwd=str(cwd), stdout=str(printed[0]), stderr=str(printed[1]))
-        program.stdin.write(json.dumps(job) + '\n')
-        program.stdin.flush()
-        code = int(program.stdout.readline())
+        code = Again(argv, cwd, *printed).wait()
         result = subprocess.CompletedProcess(argv, code, *(path.read_text() for path in printed))
     if check:
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]

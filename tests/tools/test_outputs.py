@@ -21,7 +21,7 @@ from mmseg_fusion.analysis import comparison
 from mmseg_fusion.cli import CONFIGS, check_work_dir
 from mmseg_fusion.files import MADE
 
-from .running import ROOT, TOOLS, run
+from .running import ROOT, TOOLS, run_again
 from .test_class_dependency import config_and_checkpoint
 from .test_gate_maps import with_gates
 from .test_rate_maps import with_head
@@ -375,16 +375,16 @@ def test_a_second_run_replaces_what_the_first_wrote(tmp_path) -> None:
     given = Given(tmp_path)
     words = [given.config, given.checkpoint, '--out', given.out, '--work-dir', tmp_path / 'work']
     for _ in range(2):
-        run(ALL['test'], *words, cwd=tmp_path)
+        run_again(ALL['test'], *words, cwd=tmp_path)
     assert sorted(path.name for path in given.out.iterdir()) == [
         MADE, '000000.png', '000001.png', '000002.png'
     ]  # fmt: skip
     (given.out / '000001.png').write_bytes(b'mine')
-    refused = run(ALL['test'], *words, cwd=tmp_path, check=False)
+    refused = run_again(ALL['test'], *words, cwd=tmp_path, check=False)
     assert refused.returncode
     assert 'give a new folder' in refused.stderr
     words = [given.config, 'none', '--of', 'weights', '--out-dir', tmp_path / 'maps']
     for title in ('one', 'two'):
-        run(ALL['class_dependency'], *words, '--title', title, cwd=tmp_path)
+        run_again(ALL['class_dependency'], *words, '--title', title, cwd=tmp_path)
     with Image.open(tmp_path / 'maps' / 'class_dependency.png') as picture:
         picture.load()
