@@ -6,11 +6,12 @@ import functools
 import gc
 
 import mmengine.config.config
+import yapf.yapflib.yapf_api
 
 
 def format_a_text_once() -> None:
     """Lets yapf format the text of a config once; a Runner asks four times, half a second each."""
-    original = mmengine.config.config.FormatCode
+    original = yapf.yapflib.yapf_api.FormatCode
 
     @functools.lru_cache(maxsize=64)
     def formatted(text: str, style: tuple, more: tuple) -> tuple:
@@ -19,7 +20,10 @@ def format_a_text_once() -> None:
     def format_code(text: str, style_config: dict, **more: object) -> tuple:
         return formatted(text, tuple(style_config.items()), tuple(more.items()))
 
-    mmengine.config.config.FormatCode = format_code
+    # onedl-mmengine imports it where it formats, mmengine when it is imported itself.
+    yapf.yapflib.yapf_api.FormatCode = format_code
+    if hasattr(mmengine.config.config, 'FormatCode'):
+        mmengine.config.config.FormatCode = format_code
 
 
 def leave_imports_alone() -> None:
