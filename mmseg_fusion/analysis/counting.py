@@ -328,17 +328,18 @@ def _count(
     """One call on meta and, if that cannot be, on real tensors.
 
     Args:
-        module: what is called; not changed.
-        again: builds the module with real weights, if those of ``module`` are not.
+        module: what is called; not changed unless there is ``again``.
+        again: builds the module with real weights, where ``module`` is ours to use up.
         method: name of the method that is called.
         args: its arguments, on any device.
         kwargs: likewise.
         drop: sub-modules that are taken away before.
     """
     try:
-        copied = _meta_copy(module)
+        # What was built for this alone needs no copy; it is built again where it was in vain.
+        moved = _meta_copy(module) if again is None else _on_meta(module)
         with torch.device('meta'):
-            return _run(copied, method, _to(args, 'meta'), _to(kwargs, 'meta'), drop)
+            return _run(moved, method, _to(args, 'meta'), _to(kwargs, 'meta'), drop)
     except ImportError:
         raise
     except Exception as error:
@@ -434,10 +435,24 @@ def _meta_copy(module: nn.Module) -> nn.Module:
         for held in (part._parameters, part._buffers, vars(part)):
             for tensor in held.values():
                 if isinstance(tensor, Tensor):
-                    moved = tensor.detach().to('meta')
-                    learnable = isinstance(tensor, nn.Parameter)
-                    memo[id(tensor)] = nn.Parameter(moved, False) if learnable else moved
+                    memo[id(tensor)] = _valueless(tensor)
     return copy.deepcopy(module, memo)
+
+
+def _on_meta(module: nn.Module) -> nn.Module:
+    """``module`` itself, its tensors without values; tensors that two modules share stay shared."""
+    memo: dict[Tensor, Tensor] = {}
+    for part in module.modules():
+        for held in (part._parameters, part._buffers, vars(part)):
+            for name, tensor in held.items():
+                if isinstance(tensor, Tensor) and not tensor.is_meta:
+                    held[name] = memo.setdefault(tensor, _valueless(tensor))
+    return module
+
+
+def _valueless(tensor: Tensor) -> Tensor:
+    moved = tensor.detach().to('meta')
+    return nn.Parameter(moved, False) if isinstance(tensor, nn.Parameter) else moved
 
 
 def _to(value: Any, device: str) -> Any:
@@ -493,8 +508,54 @@ def _formulas() -> dict[Any, Any]:
     return formulas
 
 
+def _shortcuts() -> dict[Any, Callable[..., Any]]:
+    """Shapes of the operators that a model calls most, without what PyTorch's own way costs.
+
+    Its shape functions of batch norm and of element-wise operators are written in Python and check
+    a lot; for these cases the result has the input's shape. Each takes the operator's arguments and
+    returns None where it is not that simple.
+    """
+    aten = torch.ops.aten
+
+    def same(x: Tensor, *_: Any, **__: Any) -> Tensor:
+        return aten.empty_like.default(x)
+
+    def in_place(x: Tensor, *_: Any, **__: Any) -> Tensor:
+        return x
+
+    def sum_of(x: Tensor, y: Any, **__: Any) -> Tensor | None:
+        alike = isinstance(y, Tensor) and (x.shape, x.dtype) == (y.shape, y.dtype)
+        return aten.empty_like.default(x) if alike and y.is_meta else None
+
+    def batch_norm(x: Tensor, *_: Any, **__: Any) -> tuple[Tensor, ...]:
+        none = aten.empty.memory_format([0], dtype=x.dtype, device='meta')
+        return aten.empty_like.default(x), none, none
+
+    def bilinear(x: Tensor, size: Any, *_: Any, **__: Any) -> Tensor | None:
+        return None if size is None else aten.new_empty.default(x, [*x.shape[:-2], *size])
+
+    known = {
+        '_native_batch_norm_legit_no_training.default': batch_norm,
+        'relu.default': same,
+        'gelu.default': same,
+        'silu.default': same,
+        'relu_.default': in_place,
+        'silu_.default': in_place,
+        'add.Tensor': sum_of,
+        'add_.Tensor': in_place,
+        'upsample_bilinear2d.default': bilinear,
+        'upsample_bilinear2d.vec': bilinear,
+    }
+    parts = {name: name.split('.') for name in known}
+    return {
+        getattr(getattr(aten, packet), overload): known[name]
+        for name, (packet, overload) in parts.items()
+        if hasattr(aten, packet) and hasattr(getattr(aten, packet), overload)
+    }
+
+
 class _Foreign(TorchDispatchMode):
-    """Notes the operators from outside PyTorch that no formula knows."""
+    """Notes the operators from outside PyTorch that no formula knows; takes shortcuts."""
 
     # flex_attention and the like are PyTorch's own.
     supports_higher_order_operators = True
@@ -503,10 +564,16 @@ class _Foreign(TorchDispatchMode):
         super().__init__()
         self.known = known
         self.names: set[str] = set()
+        self.shortcuts = _shortcuts()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         packet = getattr(func, 'overloadpacket', None)
         own = getattr(func, 'namespace', 'aten') in ('aten', 'prim', 'prims')
         if packet is not None and not own and packet not in self.known:
             self.names.add(str(packet))
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func in self.shortcuts and args[0].is_meta:
+            result = self.shortcuts[func](*args, **kwargs)
+            if result is not None:
+                return result
+        return func(*args, **kwargs)
