@@ -8,6 +8,7 @@ import re
 import runpy
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,9 @@ pytestmark = pytest.mark.filterwarnings('ignore')
 def train(*arguments: object, folder: Path) -> str:
     """Runs ``tools/train.py`` in this process, in ``folder``; what it logged."""
     work = folder / arguments[arguments.index('--work-dir') + 1]
+    # MMEngine names a log by the second: in the second of the last run it would be the last one's.
+    while (work / time.strftime('%Y%m%d_%H%M%S')).exists():
+        time.sleep(0.05)
     before = set(work.glob('*/*.log'))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
