@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 import torch
 
-from .running import TOOLS, environment, load, small_config
+from .running import TOOLS, Again, load, small_config
 
 #: How often a run is killed; ``KILLS=10 pytest tests/tools/test_kills.py`` for more.
 KILLS = int(os.environ.get('KILLS', '2'))
@@ -28,18 +27,19 @@ default_hooks['checkpoint'].update(interval=2)
 """
 
 
-def start(config: Path, work: Path, folder: Path) -> subprocess.Popen:
-    command = [sys.executable, '-S', str(TOOLS / 'train.py'), config.name]
-    command += ['--work-dir', str(work), '--resume']
-    # Unbuffered: what is read is where the run is.
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment(PYTHONUNBUFFERED='1'),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def start(config: Path, work: Path, folder: Path) -> tuple[Again, TextIO]:
+    """A run, and its log as it grows: what is read is where the run is."""
+    pipe = folder / 'printed'
+    if not pipe.exists():
+        os.mkfifo(pipe)
+    command = [str(TOOLS / 'train.py'), config.name, '--work-dir', str(work), '--resume']
+    return Again(command, folder, pipe, pipe), pipe.open()
+
+
+def finish(run: Again, printed: TextIO) -> None:
+    with printed:
+        said = printed.read()
+    assert run.wait() == 0, said[-3000:]
 
 
 @pytest.mark.stack
@@ -48,26 +48,25 @@ def test_killed_runs_end_with_the_same_weights(tmp_path):
     with config.open('a') as file:
         file.write(HOOKS)
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-    run = start(config, whole, tmp_path)
-    output, _ = run.communicate()
-    assert run.returncode == 0, output[-3000:]
+    finish(*start(config, whole, tmp_path))
 
     # At random, but the same at every run of the test. Killed at a line of the log, then a little
     # later: as it trains, saves, or writes the name of what it saved.
     rng = random.Random(0)
     kills, moments = 0, []
     while kills < KILLS:
-        run = start(config, killed, tmp_path)
+        run, printed = start(config, killed, tmp_path)
         lines = rng.randint(1, 8)
-        for line in run.stdout:
+        for line in printed:
             if 'Iter(train)' in line or 'Saving checkpoint' in line:
                 lines -= 1
                 moment = line.partition('INFO - ')[2][:40].strip()
             if not lines:
                 break
         time.sleep(rng.uniform(0, 0.4))
-        run.send_signal(signal.SIGKILL)
-        run.stdout.close()
+        if run.running():
+            os.kill(run.pid, signal.SIGKILL)
+        printed.close()
         if run.wait() == -signal.SIGKILL:
             kills += 1
             moments.append(moment)
@@ -77,9 +76,7 @@ def test_killed_runs_end_with_the_same_weights(tmp_path):
             load(path)  # never in part
     print(f'{kills} kills, at: {"; ".join(moments)}')
     assert kills
-    run = start(config, killed, tmp_path)
-    output, _ = run.communicate()
-    assert run.returncode == 0, output[-3000:]
+    finish(*start(config, killed, tmp_path))
 
     ours, expected = (load(work / f'iter_{ITERATIONS}.pth') for work in (killed, whole))
     assert ours['meta']['iter'] == expected['meta']['iter'] == ITERATIONS
