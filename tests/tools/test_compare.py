@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 
 from mmseg_fusion.analysis.comparison import BEGIN, END
 
-from .running import ROOT, TOOLS, environment, load_tool, run, run_again, small_config
+from .running import ROOT, TOOLS, Again, load_tool, run, run_again, small_config
 
 TOOL = TOOLS / 'compare.py'
 
@@ -188,14 +187,12 @@ def test_killed_in_the_middle_gives_the_same_table(compared, tmp_path, whole):
         *names, '--seeds', 0, '--work-dir', 'work', '--threads', 1, '--title', 'Width',
         '--results', 'record.json',
     ]  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, '-S', str(TOOL), *map(str, command)], cwd=tmp_path, env=environment(),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    nowhere = Path(os.devnull)
+    process = Again([str(TOOL), *map(str, command)], tmp_path, nowhere, nowhere)
     folder = tmp_path / 'work' / 'narrow' / 'seed-0'
     deadline = time.monotonic() + 200
     while not (folder / 'last_checkpoint').is_file():
-        assert process.poll() is None
+        assert process.running()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     trainings = children(process.pid)
@@ -222,7 +219,7 @@ def test_killed_in_the_middle_gives_the_same_table(compared, tmp_path, whole):
 @pytest.mark.stack
 def test_several_processes_per_run(tmp_path):
     names = [configs(tmp_path, iterations=2)[0].name]
-    run(
+    run_again(
         TOOL, *names, '--seeds', 3, '--launcher', 'pytorch', '--gpus-per-run', 2, '--threads', 1,
         '--cfg-options', 'default_hooks.checkpoint.interval=2', cwd=tmp_path,
     )  # fmt: skip
