@@ -42,14 +42,16 @@ Case = tuple[list, list[Path], list[Path]]
 
 
 class Given:
-    """Files of a user."""
+    """Files of a user; configs and checkpoints are copies of those in ``models``, made once."""
+
+    models: Path
 
     def __init__(self, root: Path) -> None:
+        shutil.copytree(self.models, root, dirs_exist_ok=True)
         self.out = root / 'out'
         self.out.mkdir()
-        self.config, self.checkpoint = config_and_checkpoint(root)
-        self.gates = with_gates(root)
-        self.aspp = with_head(root, 'aspp', 'ASPPHead', dilations=(1, 2))
+        self.config, self.checkpoint = root / 'small.py', root / 'small.pth'
+        self.gates, self.aspp = root / 'gff.py', root / 'aspp.py'
         self.images = root / 'images'
         self.images.mkdir()
         self.image = self.images / 'a.png'
@@ -73,6 +75,14 @@ class Given:
                 )
             )
         )
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _models(tmp_path_factory: pytest.TempPathFactory) -> None:
+    Given.models = tmp_path_factory.mktemp('models')
+    config_and_checkpoint(Given.models)
+    with_gates(Given.models)
+    with_head(Given.models, 'aspp', 'ASPPHead', dilations=(1, 2))
 
 
 def one_json(*arguments: str) -> Callable[[Given], Case]:
