@@ -38,18 +38,18 @@ Shape = Union[int, Sequence[int]]
 
 @dataclass(frozen=True)
 class Counts:
-    """What one forward pass of a model costs, and how much the model learns.
+    """Cost of one forward pass of a model, and its number of learnable parameters.
 
     Attributes:
         flops: multiply-adds of convolutions, linear layers, matrix and attention products;
-            element-wise work, norm layers and biases are left out.
-        params: elements of the learnable tensors (``nn.Parameter``, frozen ones as well; buffers
-            are none), each tensor once.
+            element-wise operations, norm layers and biases are not counted.
+        params: elements of the parameters (``nn.Parameter``, including frozen ones, without
+            buffers), each tensor counted once.
         shape: the input as (channels, height, width); None if the call was given tensors.
         flops_by_module: the same by a module's dotted name; a module includes what it contains,
             ``''`` is the whole.
         params_by_module: likewise.
-        uncounted: operators that are neither PyTorch's own nor known here: they may hide work.
+        uncounted: operators that are neither PyTorch's nor known here; their cost is not counted.
     """
 
     flops: int
@@ -62,7 +62,7 @@ class Counts:
     def table(self, depth: int = 1) -> str:
         """Modules down to ``depth``, with their shares of the whole.
 
-        A row ``(own)`` is what a module does or holds outside of the modules listed below it.
+        A row ``(own)`` is the part of a module outside of the modules listed below it.
 
         Args:
             depth: 1 for backbone, neck and head, 2 for their parts, and so on.
@@ -125,10 +125,10 @@ def _share(part: int, whole: int) -> str:
 
 
 def count(config_or_model: str | Path | Config | dict | nn.Module, shape: Shape) -> Counts:
-    """Counts what a segmentor does for one image: backbone, neck and decode head.
+    """Counts the operations of a segmentor for one image: backbone, neck and decode head.
 
-    Auxiliary heads are left out of both counts. Nothing is downloaded, no weight is initialized
-    and a given model stays as it is.
+    Auxiliary heads are left out of both counts. Nothing is downloaded, no weight is initialized,
+    and a given model is not changed.
 
     Args:
         config_or_model: a config's path (or ``package::path``), a config, its ``model`` dict, or
@@ -186,10 +186,10 @@ def count(config_or_model: str | Path | Config | dict | nn.Module, shape: Shape)
 
 
 def count_call(module: nn.Module, *args: Any, **kwargs: Any) -> Counts:
-    """Counts one call of any module, in evaluation mode; the module stays as it is.
+    """Counts one call of any module, in evaluation mode; the module is not changed.
 
     The call runs on the meta device. A module that reads values (``.item()``, ``nonzero``) cannot
-    do that: it runs on real tensors then, and a message says so.
+    run there. It then runs on real tensors, and a message says so.
 
     Args:
         module: any module.
@@ -261,9 +261,9 @@ def _model_config(config: str | Path | Config | dict) -> tuple[ConfigDict, str]:
 
 
 def forget_pretrained(value: Any) -> None:
-    """Takes ``pretrained`` out of a model's config, in place, at every depth.
+    """Removes ``pretrained`` from a model's config, in place, at every depth.
 
-    Some backbones (TIMMBackbone) fetch their weights while they are built already.
+    Some backbones (TIMMBackbone) download their weights when they are built.
     """
     if isinstance(value, dict):
         if value.get('pretrained'):
