@@ -14,9 +14,10 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from . import files
 from .channels import check_channels
 from .errors import InputError
-from .files import Outputs, add_overwrite, whole_file
+from .files import CONFIGS, Outputs, add_overwrite, whole_file
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -37,7 +38,24 @@ __all__ = [
     'whole_file',
 ]
 
-CONFIGS = Path(__file__).parent / '.mim' / 'configs'
+
+def exits_on_input_error(main: Callable) -> Callable:
+    """Decorates the main function of a tool: an :class:`InputError` ends it with its message."""
+
+    @functools.wraps(main)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return main(*args, **kwargs)
+        except InputError as error:
+            raise SystemExit(str(error)) from error
+
+    return run
+
+
+@exits_on_input_error
+def config_file(name: str) -> str:
+    """:func:`mmseg_fusion.files.config_file`; stops the program where there is no such package."""
+    return files.config_file(name)
 
 
 def installed_tool(name: str) -> ModuleType:
@@ -78,32 +96,6 @@ def _shown(path: Path) -> str:
     """``path`` from here, if that is shorter to type."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith(os.path.join('..', '..')) else relative
-
-
-def config_file(name: str) -> str:
-    """The file of a config that is named as in ``_base_``: ``mmseg_fusion::camvid/NAME``.
-
-    Args:
-        name: ``PACKAGE::FOLDER/NAME``, with ``.py`` or without, of an installed package that
-            carries its configs, as ``mmseg::pspnet/...``; any other name is returned unchanged.
-
-    Raises:
-        SystemExit: there is no such package, or it has no configs.
-    """
-    package, separator, rest = name.partition('::')
-    if not separator:
-        return name
-    root: Path | None = CONFIGS
-    if package != 'mmseg_fusion':
-        spec = importlib.util.find_spec(package) if package.isidentifier() else None
-        places = spec.submodule_search_locations if spec is not None else None
-        root = Path(next(iter(places)), '.mim', 'configs') if places else None
-    if root is None or not root.is_dir():
-        raise SystemExit(
-            f'config {name!r}: {package!r} is no installed package with configs. Expected '
-            'PACKAGE::FOLDER/NAME, as mmseg_fusion::camvid/... or mmseg::pspnet/..., or a file'
-        )
-    return str(root.resolve() / (rest if rest.endswith('.py') else f'{rest}.py'))
 
 
 def check_config(name: str) -> str:
@@ -202,19 +194,6 @@ def read_config(
         except InputError as error:
             raise SystemExit(f'{path}: {error}') from error
     return cfg
-
-
-def exits_on_input_error(main: Callable) -> Callable:
-    """Decorates the main function of a tool: an :class:`InputError` ends it with its message."""
-
-    @functools.wraps(main)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return main(*args, **kwargs)
-        except InputError as error:
-            raise SystemExit(str(error)) from error
-
-    return run
 
 
 def check_at_least(parser: argparse.ArgumentParser, args: argparse.Namespace, **least: int) -> None:

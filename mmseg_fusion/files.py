@@ -13,6 +13,7 @@ import codecs
 import contextlib
 import csv
 import hashlib
+import importlib.util
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,10 +22,38 @@ from typing import BinaryIO
 
 from .errors import InputError
 
+#: The configs of this package.
+CONFIGS = Path(__file__).parent / '.mim' / 'configs'
 #: What a tool wrote into a folder, and what it was when it was written.
 MADE = '.mmseg_fusion_made'
 #: What ``--overwrite`` does.
 OVERWRITE = 'replace files that are there and that this tool did not write'
+
+
+def config_file(name: str) -> str:
+    """The file of a config that is named as in ``_base_``: ``mmseg_fusion::camvid/NAME``.
+
+    Args:
+        name: ``PACKAGE::FOLDER/NAME``, with ``.py`` or without, of an installed package that
+            carries its configs, as ``mmseg::pspnet/...``; any other name is returned unchanged.
+
+    Raises:
+        InputError: there is no such package, or it has no configs.
+    """
+    package, separator, rest = name.partition('::')
+    if not separator:
+        return name
+    root: Path | None = CONFIGS
+    if package != 'mmseg_fusion':
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        places = spec.submodule_search_locations if spec is not None else None
+        root = Path(next(iter(places)), '.mim', 'configs') if places else None
+    if root is None or not root.is_dir():
+        raise InputError(
+            f'config {name!r}: {package!r} is no installed package with configs. Expected '
+            'PACKAGE::FOLDER/NAME, as mmseg_fusion::camvid/... or mmseg::pspnet/..., or a file'
+        )
+    return str(root.resolve() / (rest if rest.endswith('.py') else f'{rest}.py'))
 
 
 def add_overwrite(parser: argparse.ArgumentParser, help: str = OVERWRITE) -> None:

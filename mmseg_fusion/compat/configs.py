@@ -13,6 +13,7 @@ import os
 import types
 from typing import Any
 
+from ..files import config_file
 from .packages import FAMILIES, family, installed
 from .quirk import Quirk
 
@@ -84,6 +85,7 @@ def named_models() -> Quirk:
     mmengine's inferencers take a path or a name from MMSegmentation's metafiles. They looked for a
     config that is named as in ``_base_`` among these names.
     """
+    from mmengine.config import Config
     from mmengine.infer import BaseInferencer
 
     original = BaseInferencer._load_model_from_metafile
@@ -92,10 +94,8 @@ def named_models() -> Quirk:
     def load(self: BaseInferencer, model: str) -> tuple[Any, str | None]:
         if '::' not in model:
             return original(self, model)
-        from mmengine.hub import get_config
-
         # No weights of its own: those are the inferencer's second argument.
-        return get_config(model if model.endswith('.py') else f'{model}.py'), None
+        return Config.fromfile(config_file(model)), None
 
     BaseInferencer._load_model_from_metafile = load
     return Quirk(

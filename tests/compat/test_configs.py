@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config, DictAction
+from mmengine.infer import BaseInferencer
 from mmseg.registry import MODELS
 
-from mmseg_fusion import compat
+from mmseg_fusion import cli, compat
+from mmseg_fusion.errors import InputError
+from mmseg_fusion.files import config_file
 
 from .running import origin, run_python
 
@@ -97,3 +100,27 @@ def test_the_hub_reads_a_config_of_mmseg():
 
     config = get_config('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py')
     assert config.model.decode_head.type == 'FCNHead'
+
+
+#: Everyone who reads a config by its name.
+READERS = {
+    'tools': cli.read_config,
+    'inferencers': lambda name: BaseInferencer._load_model_from_metafile(None, name)[0],
+}
+
+
+@pytest.mark.parametrize('reader', READERS)
+@pytest.mark.parametrize('end', ['', '.py'])
+def test_a_name_is_the_same_file_for_everyone(reader, end):
+    name = f'mmseg_fusion::camvid/upernet_r18_1xb16-4k_camvid-360x480{end}'
+    assert READERS[reader](name).filename == config_file(name)
+
+
+@pytest.mark.parametrize('reader', READERS)
+def test_a_name_of_no_package_is_refused_by_everyone(reader):
+    # mmengine's hub knows a table of packages, and would install one of them that is missing.
+    with pytest.raises(
+        (InputError, FileNotFoundError, SystemExit),
+        match=r"'no_such_package' is no installed package with configs\. Expected PACKAGE::FOLDER",
+    ):
+        READERS[reader]('no_such_package::a/b')
