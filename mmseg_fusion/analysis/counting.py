@@ -31,6 +31,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..channels import check_channels, image_channels
+from ..errors import InputError
+from ..files import config_file
 
 #: A side, (height, width) or (channels, height, width).
 Shape = Union[int, Sequence[int]]
@@ -226,20 +228,19 @@ def read_config(path: str | Path) -> Config:
         FileNotFoundError: there is no such file, or the package is not installed.
         ValueError: the file is no config.
     """
-    if '::' not in str(path):
-        try:
-            return Config.fromfile(path)
-        except OSError:
-            raise
-        # A config is a program: it may end in any kind of error.
-        except Exception as error:
-            raise ValueError(f'cannot be read: {type(error).__name__}: {error}') from error
-    from mmengine.hub import get_config
-
     try:
-        return get_config(str(path) if str(path).endswith('.py') else f'{path}.py')
-    except AssertionError as error:
+        file = config_file(str(path))
+    except InputError as error:
         raise FileNotFoundError(str(error)) from error
+    if file != str(path) and not Path(file).is_file():
+        raise FileNotFoundError(f'{file} does not exist')
+    try:
+        return Config.fromfile(file)
+    except OSError:
+        raise
+    # A config is a program: it may end in any kind of error.
+    except Exception as error:
+        raise ValueError(f'cannot be read: {type(error).__name__}: {error}') from error
 
 
 def _model_config(config: str | Path | Config | dict) -> tuple[ConfigDict, str]:
