@@ -8,6 +8,9 @@ import gc
 import mmengine.config.config
 import yapf.yapflib.yapf_api
 
+#: yapf's own.
+FORMAT_CODE = yapf.yapflib.yapf_api.FormatCode
+
 
 def format_a_text_once() -> None:
     """Lets yapf format the text of a config once; a Runner asks four times, half a second each."""
