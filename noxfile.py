@@ -108,7 +108,10 @@ def tests(session: nox.Session, name: str) -> None:
         *('python', '-m', 'pytest', *workers, *chosen, f'--junitxml={report}'),
         success_codes=[0, 1],
     )
-    versions = json.loads(session.run('python', '-c', VERSIONS, silent=True))
+    printed = session.run('python', '-c', VERSIONS, silent=True)
+    if printed is None:  # with --install-only nothing runs
+        return
+    versions = json.loads(printed)
     entry = dict(versions=versions, run=' '.join(['pytest', *chosen]), **outcome(report))
     everything = {**record(), name: entry}
     ordered = {key: everything[key] for key in ENVIRONMENTS if key in everything}
