@@ -42,6 +42,9 @@ def main() -> None:
     os.dup2(2, 1)
     # As a tool does before it imports the package; a fork has to do it again.
     sys.path.insert(1, ROOT)
+    # torch 2.4 imports it where it is installed. It starts a thread, and a fork of a process with
+    # threads waits for ever for a lock that one of them held.
+    sys.modules['onnxruntime'] = None
     import mmseg_fusion.cli  # noqa: F401  isort: skip  (first: it meets the third-party quirks)
     import mmseg.apis
     import mmseg.datasets
@@ -52,6 +55,7 @@ def main() -> None:
     from tests.cheaper import format_a_text_once, leave_imports_alone
 
     sys.path.remove(ROOT)
+    del sys.modules['onnxruntime']
     format_a_text_once()
     leave_imports_alone()
     for line in sys.stdin:

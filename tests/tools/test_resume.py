@@ -22,11 +22,16 @@ from .running import TOOLS, load, small_config
 pytestmark = pytest.mark.filterwarnings('ignore')
 
 
+#: The second in which the last run of this process ended.
+LAST_RUN: list[int] = []
+
+
 def train(*arguments: object, folder: Path) -> str:
     """Runs ``tools/train.py`` in this process, in ``folder``; what it logged."""
     work = folder / arguments[arguments.index('--work-dir') + 1]
-    # MMEngine names a log by the second: in the second of the last run it would be the last one's.
-    while (work / time.strftime('%Y%m%d_%H%M%S')).exists():
+    # MMEngine names a run and its log by the second. A second one in it, in whatever folder, would
+    # write into the first one's.
+    while LAST_RUN == [int(time.time())] or (work / time.strftime('%Y%m%d_%H%M%S')).exists():
         time.sleep(0.05)
     before = set(work.glob('*/*.log'))
     with pytest.MonkeyPatch.context() as patch:
@@ -34,7 +39,10 @@ def train(*arguments: object, folder: Path) -> str:
         patch.setattr(sys, 'argv', ['train.py', *map(str, arguments)])
         # mmengine's loggers hold on to the standard error of an earlier test.
         patch.setattr(logging, 'raiseExceptions', False)
-        runpy.run_path(str(TOOLS / 'train.py'), run_name='__main__')
+        try:
+            runpy.run_path(str(TOOLS / 'train.py'), run_name='__main__')
+        finally:
+            LAST_RUN[:] = [int(time.time())]
     (log,) = set(work.glob('*/*.log')) - before
     return log.read_text()
 
