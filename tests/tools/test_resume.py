@@ -31,7 +31,7 @@ def train(*arguments: object, folder: Path) -> str:
     work = folder / arguments[arguments.index('--work-dir') + 1]
     # MMEngine names a run and its log by the second. A second one in it, in whatever folder, would
     # write into the first one's.
-    while LAST_RUN == [int(time.time())] or (work / time.strftime('%Y%m%d_%H%M%S')).exists():
+    while [int(time.time())] == LAST_RUN or (work / time.strftime('%Y%m%d_%H%M%S')).exists():
         time.sleep(0.05)
     before = set(work.glob('*/*.log'))
     with pytest.MonkeyPatch.context() as patch:
