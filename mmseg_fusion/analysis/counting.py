@@ -529,8 +529,8 @@ def _shortcuts() -> dict[Any, Callable[..., Any]]:
         return aten.empty_like.default(x) if alike and y.is_meta else None
 
     def batch_norm(x: Tensor, *_: Any, **__: Any) -> tuple[Tensor, ...]:
-        none = aten.empty.memory_format([0], dtype=x.dtype, device='meta')
-        return aten.empty_like.default(x), none, none
+        saved = aten.new_empty.default(x, [x.shape[1]])
+        return aten.empty_like.default(x), saved, saved
 
     def bilinear(x: Tensor, size: Any, *_: Any, **__: Any) -> Tensor | None:
         return None if size is None else aten.new_empty.default(x, [*x.shape[:-2], *size])

@@ -16,6 +16,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
+from mmseg_fusion.analysis import counting
 from mmseg_fusion.analysis.counting import Counts, count, count_call, human
 
 
@@ -406,3 +407,35 @@ def test_table() -> None:
 )
 def test_human(number: int, text: str) -> None:
     assert human(number) == text
+
+
+def test_shortcuts_have_the_shapes_of_torch():
+    aten = torch.ops.aten
+    x, y, weight = (torch.empty(size, device='meta') for size in ((2, 3, 5, 4), (2, 3, 5, 4), (3,)))
+    row = torch.empty(1, 3, 1, 4, device='meta')
+    last = x.to(memory_format=torch.channels_last)
+    calls = {
+        aten._native_batch_norm_legit_no_training.default: [(x, *4 * [weight], 0.1, 1e-5)],
+        aten.relu.default: [(x,), (last,)],
+        aten.gelu.default: [(x,)],
+        aten.silu.default: [(x,)],
+        aten.relu_.default: [(x,)],
+        aten.silu_.default: [(x,)],
+        aten.add.Tensor: [(x, y), (x, row), (row, x), (x, y.half()), (x, 2)],
+        aten.add_.Tensor: [(x, y), (x, row), (x, 2)],
+        aten.upsample_bilinear2d.default: [(x, [7, 9], False), (x, [2, 2], True)],
+        aten.upsample_bilinear2d.vec: [(x, [7, 9], False, None), (x, None, True, [2.0, 2.0])],
+    }
+    shortcuts = counting._shortcuts()
+    assert set(shortcuts) <= set(calls)
+    for operator, shortcut in shortcuts.items():
+        results = [shortcut(*args) for args in calls[operator]]
+        assert any(result is not None for result in results)
+        for args, result in zip(calls[operator], results):
+            if result is None:  # left to torch
+                continue
+            expected = operator(*args)
+            pairs = zip(*((v if isinstance(v, tuple) else (v,)) for v in (result, expected)))
+            for ours, theirs in pairs:
+                assert ours.is_meta
+                assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype), operator
