@@ -524,11 +524,10 @@ def eseg() -> Drawing:
     d.text(276, 44, 'up ↑', size=13, colour=METHOD[1])
     height = {level: 72 + 54 * (9 - level) for level in range(2, 10)}
     for level, y in height.items():
-        width = 92 - 9 * (level - 2)
+        width = 79 - 7 * (level - 2)
         d.box(108 - width, y - 15, width, 30, f'P_{level}', FEATURE if level < 6 else METHOD,
               size=14, radius=2)  # fmt: skip
-        if level > 3:
-            d.text(102 - width, y, f'/{2**level}', size=12, colour=SOFT, anchor='end')
+        d.text(102 - width, y, f'/{2**level}', size=12, colour=SOFT, anchor='end')
         up, down = (276, y), (168, y)
         # P9 has no node on the way down, P2 none on the way up.
         if level == 9:
