@@ -51,6 +51,7 @@ PAIRS = [
     ('sfpn_lite0', 'hfgd-sfpn_lite0_guidance', {f'{HEAD}guidance'}),
     ('sfpn_lite0', 'hfgd-sfpn_lite0_aa', {f'{HEAD}axial_attention'}),
     ('sfpn_lite0', 'hfgd-sfpn_lite0', {f'{HEAD}guidance', f'{HEAD}axial_attention'}),
+    ('hfgd-sfpn_lite0', 'hfgd-sfpn_lite0_no-stop', {f'{HEAD}stop_gradient'}),
     *(
         (f'pspnet-{name}_lite0-d16', 'gff_lite0-d16', {f'{HEAD}neck.fusion'})
         for name in ('concat', 'add', 'fpn', 'gated-fpn')
@@ -82,7 +83,7 @@ def test_other_heads_share_recipe_and_loss(less: str, more: str) -> None:
 def test_every_row_is_in_a_pair() -> None:
     paired = {n for less, more, *_ in [*PAIRS, *HEADS] for n in (less, more)}
     assert paired == set(PATHS)
-    assert len(PATHS) == 28
+    assert len(PATHS) == 29
 
 
 @pytest.mark.parametrize('name', PATHS)
