@@ -40,7 +40,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 #: What a file has in it whose tests start programs, or go through the configs of all methods.
-LONG = re.compile(r'\bsubprocess\b|\brun_python\b|\bmultiprocessing\b|from \.files import')
+LONG = re.compile(
+    r'\bsubprocess\b|\brun_python\b|\bmultiprocessing\b|\bin_processes\b|from \.files import'
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,55 +2,40 @@
 
 from __future__ import annotations
 
-import os
+import copy
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from mmengine.runner import Runner
 
-from ..distributed import free_port, leave
+from ..distributed import in_processes
+from .small import config
 
 pytestmark = [pytest.mark.stack, pytest.mark.filterwarnings('ignore')]
 
 
-def work(rank: int, world: int, port: int, path: str, options: dict) -> None:
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(world),
-        MASTER_ADDR='127.0.0.1',
-        MASTER_PORT=str(port),
-    )
-    import mmseg_fusion  # noqa: F401  (first)
-
-    torch.set_num_threads(1)
-    from mmengine.runner import Runner
-
-    from .small import config
-
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
+def work(rank: int, world: int, folder: Path, options: dict) -> dict:
+    """The weights and the record that a run begins with."""
     cfg = config(folder, max_iters=1, **options)
     cfg.launcher = 'pytorch' if world > 1 else 'none'
     cfg.env_cfg = dict(dist_cfg=dict(backend='gloo'))
     runner = Runner.from_cfg(cfg)
     hook = next(h for h in runner.hooks if type(h).__name__ == 'ScaleEqualizerHook')
-    original = hook.before_train
+    original, kept = hook.before_train, {}
 
     def keep(runner):
         original(runner)
         model = getattr(runner.model, 'module', runner.model)
-        torch.save(dict(state=model.state_dict(), record=hook.record), folder / f'rank{rank}.pth')
+        kept.update(state=copy.deepcopy(model.state_dict()), record=hook.record)
 
     hook.before_train = keep
     runner.train()
-    leave(folder, rank, world)
+    return kept
 
 
 def run(path: Path, world: int, options: dict) -> list[dict]:
-    mp.spawn(work, (world, free_port(), str(path), options), nprocs=world)
-    return [torch.load(path / f'rank{r}.pth', weights_only=False) for r in range(world)]
+    return in_processes(work, world, path, path, options)
 
 
 @pytest.mark.parametrize(

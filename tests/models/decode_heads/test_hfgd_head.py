@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import copy
-import os
-from pathlib import Path
-
-# First of all, for the processes that are started here.
-import mmseg_fusion  # noqa: F401  isort: skip
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
+from mmengine.dist import init_dist
+from mmengine.model import MMDistributedDataParallel
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from mmseg_fusion.analysis import count
 from mmseg_fusion.models.decode_heads import HFGDHead
-from tests.distributed import free_port, leave
+from tests.distributed import in_processes
 from tests.engine.small import runner
 from tests.testers import HeadTester, segmentor_config
 from tests.testers.toys import toy_features, toy_samples
@@ -851,8 +846,8 @@ def test_compiled_loss():
 
 def train_steps(rank: int, world: int, steps: int = 2) -> dict[str, Tensor]:
     """Gradients of the last of some steps, each process on an image pair of its own."""
-    from mmengine.model import MMDistributedDataParallel
-
+    if world > 1:
+        init_dist('pytorch', backend='gloo')
     model = segmentor()
     # A pair that the preprocessor has not touched.
     model.data_preprocessor = None
@@ -868,28 +863,9 @@ def train_steps(rank: int, world: int, steps: int = 2) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
-def work(rank: int, world: int, port: int, path: str) -> None:
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(world),
-        MASTER_ADDR='127.0.0.1',
-        MASTER_PORT=str(port),
-    )
-    torch.set_num_threads(1)
-    from mmengine.dist import init_dist
-
-    folder = Path(path)
-    init_dist('pytorch', backend='gloo')
-    with DefaultScope.overwrite_default_scope('mmseg'):
-        torch.save(train_steps(rank, world), folder / f'rank{rank}.pth')
-    leave(folder, rank, world)
-
-
 @pytest.mark.filterwarnings('ignore')
 def test_two_processes_without_unused_parameters(tmp_path):
-    mp.spawn(work, (2, free_port(), str(tmp_path)), nprocs=2)
-    two = [torch.load(tmp_path / f'rank{r}.pth', weights_only=True) for r in range(2)]
+    two = in_processes(train_steps, 2, tmp_path)
     alone = [train_steps(rank, 1) for rank in range(2)]
     assert len(two[0]) > 80
     for name in two[0]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
-import torch.multiprocessing as mp
+from mmengine.dist import init_dist
+from torch.nn.parallel import DistributedDataParallel
 
-from ...distributed import free_port, leave
+from mmseg_fusion.models.losses import ClassAwareRegularization
+
+from ...distributed import in_processes
 
 pytestmark = [pytest.mark.stack, pytest.mark.filterwarnings('ignore')]
 
@@ -41,10 +41,6 @@ CASES = {
 
 def train_step(case: str, rank: int, world: int) -> dict:
     """Losses, centres and gradients of c2c, as one of ``world`` processes sees them."""
-    from torch.nn.parallel import DistributedDataParallel
-
-    from mmseg_fusion.models.losses import ClassAwareRegularization
-
     torch.manual_seed(0)
     layer = torch.nn.Conv2d(3, CHANNELS, 1)
     loss = ClassAwareRegularization(CLASSES, **CASES[case])
@@ -76,31 +72,15 @@ def train_step(case: str, rank: int, world: int) -> dict:
     )
 
 
-def work(rank: int, world: int, port: int, path: str) -> None:
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(world),
-        MASTER_ADDR='127.0.0.1',
-        MASTER_PORT=str(port),
-    )
-    import mmseg_fusion  # noqa: F401  (first)
-
-    torch.set_num_threads(1)
-    from mmengine.dist import init_dist
-
-    folder = Path(path)
+def work(rank: int, world: int) -> dict[str, dict]:
     init_dist('pytorch', backend='gloo')
-    torch.save({case: train_step(case, rank, world) for case in CASES}, folder / f'rank{rank}.pth')
-    leave(folder, rank, world)
+    return {case: train_step(case, rank, world) for case in CASES}
 
 
 @pytest.fixture(scope='module')
 def two(tmp_path_factory) -> list[dict]:
     """What each of two processes found, by case."""
-    path = tmp_path_factory.mktemp('two')
-    mp.spawn(work, (2, free_port(), str(path)), nprocs=2)
-    return [torch.load(path / f'rank{r}.pth', weights_only=False) for r in range(2)]
+    return in_processes(work, 2, tmp_path_factory.mktemp('two'))
 
 
 @pytest.mark.parametrize('case', [c for c in CASES if c != 'moving average'])

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
 from pathlib import Path
 
-# First of all, for the processes that are started here.
-import mmseg_fusion  # noqa: F401  isort: skip
-
 import pytest
 import torch
-import torch.multiprocessing as mp
 from mmcv.cnn import ConvModule
-from mmengine.registry import init_default_scope
 from mmengine.runner import save_checkpoint
 from mmengine.runner.checkpoint import load_state_dict
 from mmseg.apis import inference_model, init_model
@@ -26,7 +20,7 @@ from mmseg_fusion.analysis import count
 from mmseg_fusion.models.layers import ClassAwareConv
 from mmseg_fusion.models.segmentors import CAREncoderDecoder, merge_car
 
-from ...distributed import free_port, leave
+from ...distributed import in_processes
 from ...testers.toys import segmentor_config, toy_samples
 
 LEVELS = (8, 16, 32, 64)
@@ -484,10 +478,7 @@ def test_merge_car_wants_a_car_model() -> None:
 # --- two processes -------------------------------------------------------------------------------
 
 
-def _work(rank: int, world: int, port: int, path: str) -> None:
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    init_default_scope('mmseg')
+def _work(rank: int, world: int) -> dict:
     torch.distributed.init_process_group('gloo', rank=rank, world_size=world)
     model = build(FCN)
     parallel = nn.parallel.DistributedDataParallel(model)
@@ -497,12 +488,10 @@ def _work(rank: int, world: int, port: int, path: str) -> None:
         log = parallel(inputs, samples, mode='loss')
         model.parse_losses(log)[0].backward()
     c2c = float(log['decode.loss_car_inter_c2c'])
-    torch.save(dict(c2c=c2c, grad=model.decode_head.conv_seg.weight.grad), f'{path}/{rank}.pth')
-    leave(Path(path), rank, world)
+    return dict(c2c=c2c, grad=model.decode_head.conv_seg.weight.grad)
 
 
 def test_two_processes_have_one_set_of_centres(tmp_path: Path) -> None:
-    mp.spawn(_work, (2, free_port(), str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f'{r}.pth') for r in range(2))
+    first, second = in_processes(_work, 2, tmp_path)
     assert first['c2c'] == pytest.approx(second['c2c'], rel=1e-6)
     assert torch.equal(first['grad'], second['grad'])
