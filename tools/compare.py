@@ -1,7 +1,7 @@
 """Trains configs over seeds, tests them, and writes one table of means, spreads and differences.
 
     python tools/compare.py CONFIG... --seeds 0 1 2 [--baseline CONFIG] [--results FILE]
-    python tools/compare.py --from FILE [--write PAGE.md] [--plot PICTURE]
+    python tools/compare.py --from FILE [--write PAGE.md] [--plot PICTURE [--latency FILE]]
     python tools/compare.py --from FILE --run
 
 The first form runs all runs that are not finished yet. The second makes the tables from a record
@@ -102,6 +102,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help=f'the differences, between the lines {comparison.BEGIN} and {comparison.END}',
     )
     parser.add_argument('--plot', type=Path, metavar='PICTURE', help='points, means, intervals')
+    parser.add_argument(
+        '--latency',
+        type=Path,
+        metavar='FILE',
+        help='of benchmark.py or benchmark_eseg.py --json: --plot draws mIoU against its medians',
+    )
     add_overwrite(parser, 'replace a PICTURE that this tool did not write')
     parser.add_argument('--jobs', type=int, default=1, help='runs side by side')
     parser.add_argument('--threads', type=int, help="of each run on a CPU; default: PyTorch's own")
@@ -133,6 +139,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error('--plan goes with configs')
     if args.source and not args.source.is_file():
         parser.error(f'--from: {args.source} is not a file')
+    if args.latency and not args.plot:
+        parser.error('--latency goes with --plot')
+    if args.latency and not args.latency.is_file():
+        parser.error(f'--latency: {args.latency} is not a file')
     if args.source and (args.baseline or args.title or args.cfg_options):
         parser.error('--baseline, --title and --cfg-options stand in the record: --from')
     if args.source and args.seeds and not args.run:
@@ -530,11 +540,12 @@ def main() -> None:
     args = parse_args()
     file = args.source or args.results or args.work_dir / 'results.json'
     # A record is added to, a page says itself that it is made, and FILE.md is changed in place.
-    inputs = [*config_files(*args.configs), file, args.write, args.insert]
+    inputs = [*config_files(*args.configs), file, args.write, args.insert, args.latency]
     outputs = Outputs('compare', inputs, args.overwrite)
     outputs.check(args.plot)
     try:
         record = comparison.read(file) if file.is_file() else comparison.empty('Comparison', [])
+        latencies = comparison.read_latencies(args.latency) if args.latency else None
     except ValueError as error:
         raise SystemExit(str(error)) from None
     failed = []
@@ -559,7 +570,13 @@ def main() -> None:
         print(comparison.tables(record), end='')
     if args.plot:
         with outputs.path(args.plot) as picture:
-            comparison.draw(record, picture)
+            if latencies is None:
+                comparison.draw(record, picture)
+            else:
+                try:
+                    comparison.draw_latency(record, latencies, picture)
+                except ValueError as error:
+                    raise SystemExit(f'--latency {args.latency}: {error}') from None
     if failed:
         raise SystemExit(
             f'\n{len(failed)} runs failed; the same command tries them again:\n\n'

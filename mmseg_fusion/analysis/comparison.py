@@ -416,3 +416,144 @@ def draw(record: dict[str, Any], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def read_latencies(path: Path) -> dict[str, float]:
+    """Milliseconds per step of every config in what ``benchmark*.py --json`` has written.
+
+    Raises:
+        ValueError: the file holds no such numbers.
+    """
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+        # benchmark.py names a config by its path, the benchmarks of the methods by its stem.
+        rows = content['results'] if 'results' in content else content['configs']
+        return {
+            Path(row.get('config') or row['variant']).stem: 1000 * float(row['median'])
+            for row in rows
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'{path}: expected what benchmark.py or benchmark_eseg.py writes with --json, a list '
+            f'of results with the name of the config and the median of its seconds ({error!r})'
+        ) from None
+
+
+def points(record: dict[str, Any], latencies: dict[str, float]) -> list[dict[str, Any]]:
+    """Latency, mean mIoU and std of every config that was run and timed, group by group.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = [
+        dict(
+            config=row['config'],
+            group=group['title'],
+            baseline=row['config'] == group['baseline'],
+            latency=latencies[row['config']],
+            mean=row['mean'],
+            std=row['std'],
+        )
+        for group in record['groups']
+        for row in rows(record, group)
+        if row['n'] and row['config'] in latencies
+    ]
+    if not found:
+        raise ValueError(
+            f'no config of the record was both run and timed; timed: {", ".join(latencies)}; '
+            f'run: {", ".join(sorted({run["config"] for run in record["runs"]}))}'
+        )
+    return found
+
+
+def draw_latency(record: dict[str, Any], latencies: dict[str, float], path: Path) -> None:
+    """A picture of mIoU against latency: a point per config, joined to the baseline of its group.
+
+    Args:
+        record: see the module.
+        latencies: milliseconds by config, from :func:`read_latencies`.
+        path: of the picture; its suffix chooses the format.
+
+    Raises:
+        ValueError: no config was both run and timed.
+    """
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    found = points(record, latencies)
+    figure, axis = plt.subplots(figsize=(8, 7))
+    colours = plt.get_cmap('tab10')
+    colour_of = {t: colours(i % 10) for i, t in enumerate(dict.fromkeys(p['group'] for p in found))}
+    for title, colour in colour_of.items():
+        group = [p for p in found if p['group'] == title]
+        base = next((p for p in group if p['baseline']), None)
+        for point in group:
+            x, y = point['latency'], point['mean']
+            if base is not None and point is not base:
+                axis.plot([base['latency'], x], [base['mean'], y], lw=0.8, alpha=0.5, color=colour)
+            face = 'white' if point['baseline'] else colour
+            axis.errorbar(
+                x, y, point['std'], fmt='o', ms=7, mfc=face, color=colour, elinewidth=1, capsize=2
+            )
+        axis.plot([], [], 'o', color=colour, label=title)
+    axis.set_xlabel('latency in ms')
+    axis.set_ylabel('mIoU in per cent')
+    # Beside the outer points there is room for their names.
+    axis.margins(x=0.2, y=0.1)
+    axis.grid(alpha=0.3)
+    axis.spines[['top', 'right']].set_visible(False)
+    axis.legend(
+        title='empty circles: the baselines; bars: standard deviation over seeds',
+        ncols=2,
+        fontsize=8,
+        title_fontsize=8,
+        frameon=False,
+        loc='upper center',
+        bbox_to_anchor=(0.5, -0.1),
+    )
+    figure.tight_layout()
+    _name_points(axis, found, [colour_of[p['group']] for p in found], common_end(record['configs']))
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def _name_points(axis: Any, found: list[dict[str, Any]], colours: list[Any], end: str) -> None:
+    """Writes the name of every point beside it, where no other name and no point stands."""
+    figure = axis.figure
+    figure.canvas.draw()
+    marks = [axis.transData.transform((p['latency'], p['mean'])) for p in found]
+    taken: list[Any] = []
+    # Horizontally beside the point, then farther and farther above and below.
+    places = [(9, 0, 'left'), (-9, 0, 'right')]
+    for step in range(1, 6):
+        for side in (9, 0, -9):
+            align = {9: 'left', 0: 'center', -9: 'right'}[side]
+            places += [(side, 10 * step, align), (side, -10 * step, align)]
+    for point, colour in zip(found, colours):
+        best = None
+        for dx, dy, align in places:
+            text = axis.annotate(
+                point['config'].removesuffix(end),
+                (point['latency'], point['mean']),
+                textcoords='offset points',
+                xytext=(dx, dy),
+                ha=align,
+                va='center',
+                fontsize=8,
+                color=colour,
+            )
+            box = text.get_window_extent()
+            hits = sum(box.overlaps(other) for other in taken)
+            hits += sum(box.padded(5).contains(*mark) for mark in marks)
+            hits += not all(figure.bbox.padded(-3).contains(*corner) for corner in box.corners())
+            if best is None or hits < best[0]:
+                if best is not None:
+                    best[1].remove()
+                best = hits, text, box
+            else:
+                text.remove()
+            if not hits:
+                break
+        taken.append(best[2])

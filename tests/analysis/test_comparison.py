@@ -214,6 +214,51 @@ def test_draw_with_long_names_cuts_nothing(record, tmp_path):
         assert (edge == 255).all()
 
 
+@pytest.mark.parametrize(
+    'content',
+    [
+        # What benchmark.py and the benchmarks of the methods write.
+        dict(configs=[dict(config='configs/x/a.py', median=0.5), dict(config='b.py', median=0.25)]),
+        dict(setup='', results=[dict(variant='a', median=0.5), dict(variant='b', median=0.25)]),
+    ],
+)
+def test_latencies(content, record, tmp_path):
+    path = tmp_path / 'latency.json'
+    path.write_text(json.dumps(content))
+    assert comparison.read_latencies(path) == {'a': 500.0, 'b': 250.0}
+    found = comparison.points(record, comparison.read_latencies(path))
+    assert [(p['config'], p['latency'], p['baseline']) for p in found] == [
+        ('a', 500.0, True),
+        ('b', 250.0, False),
+    ]
+    assert found[1]['mean'] == pytest.approx((41 + 44 + 42) / 3)
+
+
+@pytest.mark.parametrize('content', ['no JSON', '[]', '{}', '{"results": [{"variant": "a"}]}'])
+def test_files_that_are_no_latencies(content, tmp_path):
+    path = tmp_path / 'latency.json'
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r'latency\.json: expected what benchmark\.py'):
+        comparison.read_latencies(path)
+
+
+def test_draw_latency(record, tmp_path):
+    import cv2
+
+    path = tmp_path / 'plot.png'
+    pictures = []
+    for latency in (10.0, 30.0):
+        comparison.draw_latency(record, {'a': 20.0, 'b': latency}, path)
+        pictures.append(cv2.imread(str(path)))
+    first, second = pictures
+    assert first.shape != second.shape or (first != second).any()
+    for edge in (first[:2], first[-2:], first[:, :2], first[:, -2:]):
+        assert (edge == 255).all()
+    # The third was timed and not run.
+    with pytest.raises(ValueError, match='both run and timed; timed: c; run: a, b'):
+        comparison.draw_latency(record, {'c': 1.0}, path)
+
+
 def test_every_pair_of_keys_is_a_different_fingerprint():
     variants = [changed('model.decode_head.channels', n) for n in range(5)]
     prints = [comparison.fingerprint(comparison.settings_of(v)) for v in variants]
