@@ -44,12 +44,18 @@ _TORCHVISION_OPS = {
 _LIBRARIES: list = []
 
 
-def _torchvision_binary() -> Path | None:
+def _torchvision_binaries() -> list[Path]:
+    """The libraries with the ops, by whatever name: ``_C.so``, and ``_C_stable.so`` from 0.29 on.
+
+    Ops that are declared although torchvision loads a library with them would end the process.
+    """
     spec = importlib.util.find_spec('torchvision')
     if spec is None or spec.origin is None:
-        return None
-    root = Path(spec.origin).parent
-    return next((p for p in (root / '_C.so', root / '_C.pyd') if p.exists()), None)
+        return []
+    files = sorted(Path(spec.origin).parent.iterdir())
+    libraries = [path for path in files if path.suffix in ('.so', '.pyd', '.dylib')]
+    # Those read images and videos.
+    return [path for path in libraries if not path.name.startswith(('image', 'video'))]
 
 
 def torchvision_build_mismatch() -> Quirk | None:
@@ -64,11 +70,12 @@ def torchvision_build_mismatch() -> Quirk | None:
 
     if 'torchvision' in sys.modules or importlib.util.find_spec('torchvision') is None:
         return None
-    binary = _torchvision_binary()
     try:
         # What torchvision itself does first.
-        if binary is not None:
+        binaries = _torchvision_binaries()
+        for binary in binaries:
             torch.ops.load_library(str(binary))
+        if binaries:
             return None
         reason = 'no binary in the package'
     except (OSError, ImportError) as error:

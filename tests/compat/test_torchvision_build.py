@@ -47,7 +47,20 @@ def test_an_op_of_torchvision_works_or_says_what_does_not_match():
         torch.ops.torchvision.nms(boxes, scores, 0.5)
 
 
-def test_a_torchvision_that_loads_is_left_alone(monkeypatch):
+@pytest.mark.parametrize('name', ['_C.so', '_C.pyd', '_C_stable.so', '_C_of_tomorrow.so'])
+def test_a_torchvision_that_loads_is_left_alone(name, monkeypatch, tmp_path):
+    package = tmp_path / 'torchvision'
+    package.mkdir()
+    for file in ('__init__.py', 'image.so', 'image_stable.so', name):
+        (package / file).touch()
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, 'torchvision', raising=False)
-    monkeypatch.setattr(torch.ops, 'load_library', lambda path: None)
+    loaded = []
+    monkeypatch.setattr(torch.ops, 'load_library', loaded.append)
     assert compat.torchvision_build_mismatch() is None
+    assert loaded == [str(package / name)]
+
+
+@pytest.mark.stack
+def test_the_installed_torchvision_has_a_library_that_is_found():
+    assert compat.torchvision_build._torchvision_binaries()
