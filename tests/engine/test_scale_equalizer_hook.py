@@ -543,6 +543,31 @@ def test_a_head_loaded_in_part(tmp_path):
     assert torch.equal(made.recorder.start[f'{first}.weight'], saved)
 
 
+@pytest.mark.parametrize('layers_of_hook', ['auto', [*FUSIONS, 'auxiliary_head.conv_cat']])
+def test_a_new_auxiliary_fusion(tmp_path, layers_of_hook):
+    """A checkpoint that was equalized without it: it alone is equalized, and joins the record."""
+    a = train(tmp_path / 'a', hook={})
+    path = str(tmp_path / 'a' / 'iter_2.pth')
+    auxiliary = dict(
+        type='FCNHead', in_channels=16, in_index=2, channels=6, num_convs=1, concat_input=True,
+        num_classes=8, norm_cfg=BN,
+    )  # fmt: skip
+    options = dict(model=dict(auxiliary_head=auxiliary), load_from=path)
+    plain = train(tmp_path / 'plain', **options).recorder.start
+    made = train(tmp_path / 'b', hook=dict(layers=layers_of_hook), **options)
+    name = 'auxiliary_head.conv_cat.conv'
+    record = layers(record_of(made))
+    assert record.keys() == {*FUSIONS, name}
+    assert all(record[known] == layers(record_of(a))[known] for known in FUSIONS)
+    start = made.recorder.start
+    assert {k for k, v in start.items() if not torch.equal(v, plain[k])} == {f'{name}.weight'}
+    blocks = plain[f'{name}.weight'].split(record[name]['channels'], 1)
+    folded = torch.cat([b / s for b, s in zip(blocks, record[name]['std'])], 1)
+    torch.testing.assert_close(start[f'{name}.weight'], folded)
+    saved = CheckpointLoader.load_checkpoint(str(tmp_path / 'b' / 'iter_2.pth'))
+    assert saved['meta']['scale_equalizer'] == record_of(made)
+
+
 def test_an_empty_record_covers_nothing(tmp_path):
     train(tmp_path / 'a')
     path = tmp_path / 'a' / 'iter_2.pth'

@@ -130,8 +130,9 @@ class WiderResNet(PretrainedStem):
     ``model.pretrained``, set ``model.pretrained=None``: MMSegmentation moves those weights into the
     backbone.
 
-    Chosen: output stride 16, by the same rule; depths 16 and 20, which have fewer blocks (1, 1, 1,
-    1, 1, 1 and 1, 1, 1, 3, 1, 1), without weights to load; and ``base_channels``, for small models.
+    Depths 16 and 20 are those of the authors' code, too. They have fewer blocks (1, 1, 1, 1, 1, 1
+    and 1, 1, 1, 3, 1, 1), and no published weights are known. Chosen: output stride 16, by the same
+    rule, and ``base_channels``, for small models.
 
     Args:
         depth: 38, or 16 or 20.

@@ -243,7 +243,32 @@ def feature_of(
 
     Raises:
         ValueError: the head has no single output.
+        RuntimeError: the head cannot run on these levels, for example because they differ in size.
     """
+    try:
+        return _run(owner, head, inputs, previous, samples)
+    except RuntimeError as error:
+        # Subclasses say what they are: no memory, a graph that cannot be compiled.
+        if type(error) is not RuntimeError:
+            raise
+        raise RuntimeError(_cannot_run(owner, head, inputs, error)) from error
+
+
+def _cannot_run(owner: str, head: nn.Module, inputs: Sequence[Tensor], error: Exception) -> str:
+    # A backbone may give pairs of a map and a token.
+    maps = [x for x in inputs if isinstance(x, Tensor)]
+    levels = ', '.join('x'.join(map(str, x.shape[1:])) for x in maps)
+    return (
+        f'{owner}: {type(head).__name__} with in_index={getattr(head, "in_index", None)} cannot '
+        f'run on levels of {levels} (channels, height, width): {str(error).rstrip(".")}. Where the '
+        f'sizes of the levels are the reason, set {_key(owner, "in_index")} to levels that the '
+        f'head can take, or {_key(owner, "type")} to another head'
+    )
+
+
+def _run(
+    owner: str, head: nn.Module, inputs: Sequence[Tensor], previous: Sequence[Tensor], samples: Any
+) -> tuple[Tensor, dict[str, Tensor]]:
     losses: dict[str, Tensor] = {}
     if samples is not None and hasattr(head, 'feature_and_losses'):
         feature, own = head.feature_and_losses(inputs, samples)

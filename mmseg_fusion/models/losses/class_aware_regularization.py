@@ -64,7 +64,7 @@ def class_sums(
             multiplies with a dense matrix (N, K, P). ``'auto'`` takes ``'scatter'`` on the CPU,
             where ``'one_hot'`` takes 3.1 times as long with 59 classes and 3.6 times with 171 (4 x
             512 x 65 x 65, forward and backward, torch 2.13.0, one thread of an AMD EPYC, medians of
-            7 turns: ``benchmark_car.py --threads 1 --repeat 7 --no-memory``); It takes
+            7 turns: ``benchmark_car.py --threads 1 --repeat 7 --no-memory``). It takes
             ``'one_hot'`` on other devices, where additions to few places would wait for each other,
             and would happen in any order.
 

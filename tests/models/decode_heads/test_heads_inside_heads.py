@@ -253,6 +253,29 @@ class MuteHead(BaseDecodeHead):
         raise NotImplementedError
 
 
+@pytest.mark.parametrize('place', PLACES)
+@pytest.mark.parametrize(
+    ('name', 'reason'), [('SETRMLAHead', 'Sizes of tensors'), ('LRASPPHead', 'too small')]
+)
+def test_levels_that_a_head_cannot_take_are_named(place: str, name: str, reason: str) -> None:
+    """It is built, and needs levels of other sizes than a pyramid has, or larger ones."""
+    head = around(place, inside(name))
+    with pytest.raises(RuntimeError, match=f'{reason}.*{place}.type to another head') as raised:
+        trained(head, levels())
+    message = str(raised.value)
+    assert message.startswith(f'{PLACES[place]["type"]}: {place}: {name} with in_index=')
+    assert 'levels of 16x16x16, 16x8x8, 16x4x4, 16x2x2 (channels, height, width)' in message
+    assert f'set {place}.in_index' in message
+
+
+def test_no_memory_is_no_fault_of_the_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = around('context', inside('FCNHead'))
+    error = torch.cuda.OutOfMemoryError('out of memory')
+    monkeypatch.setattr(head.context, 'forward', lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(torch.cuda.OutOfMemoryError, match=r'^out of memory$'):
+        head(levels())
+
+
 def test_an_error_without_a_message_is_named() -> None:
     """Only of an assertion is the source what was expected."""
     with pytest.raises(ValueError, match=r'MuteHead cannot .*=16: NotImplementedError\. W'):
