@@ -42,22 +42,41 @@ def run(
 
 
 @functools.cache
-def forking() -> subprocess.Popen:
-    """One program per test process that has imported what the tools import: see forking.py."""
+def forking() -> tuple[subprocess.Popen, Path]:
+    """The program that forks, one per test process, and a ``python`` that is a fork of it."""
+    # A socket's path has 107 characters at most: none of pytest's folders.
+    folder = tempfile.TemporaryDirectory()
+    door, python = Path(folder.name, 'door'), Path(folder.name, 'python')
+    here = Path(__file__)
     program = subprocess.Popen(
-        [sys.executable, '-S', str(Path(__file__).with_name('forking.py'))],
+        [sys.executable, '-S', str(here.with_name('forking.py')), str(door)],
         env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
+    names = f'SOCKET, PYTHON = {str(door)!r}, {sys.executable!r}'
+    source = here.with_name('knocking.py').read_text(encoding='utf-8')
+    # -I and -S: it starts in hundredths of a second.
+    python.write_text(f'#!{sys.executable} -IS\n' + source.replace("SOCKET = PYTHON = ''", names))
+    python.chmod(0o755)
 
     def stop() -> None:
         program.stdin.close()
         program.wait()
+        folder.cleanup()
 
     atexit.register(stop)
-    return program
+    assert program.stdout.readline() == 'ready\n'
+    return program, python
+
+
+def forked_python() -> str:
+    """A ``python``, to run tools and ``-m`` modules, that forks instead of importing for seconds.
+
+    For what starts others, such as a launch script: the rest of it is as with Python's own.
+    """
+    return str(forking()[1])
 
 
 class Again:
@@ -68,11 +87,14 @@ class Again:
         cwd: the folder to run in.
         stdout: file, or named pipe, for what it prints.
         stderr: likewise.
+        python: the interpreter with which it starts other programs; None for this one.
     """
 
-    def __init__(self, argv: list[str], cwd: Path, stdout: Path, stderr: Path):
-        self._program = forking()
-        job = dict(argv=argv, cwd=str(cwd), stdout=str(stdout), stderr=str(stderr))
+    def __init__(
+        self, argv: list[str], cwd: Path, stdout: Path, stderr: Path, python: str | None = None
+    ):
+        self._program = forking()[0]
+        job = dict(argv=argv, cwd=str(cwd), stdout=str(stdout), stderr=str(stderr), python=python)
         self._program.stdin.write(json.dumps(job) + '\n')
         self._program.stdin.flush()
         self.pid = int(self._program.stdout.readline())
@@ -91,16 +113,17 @@ class Again:
 
 
 def run_again(
-    tool: Path | str, *arguments: object, cwd: Path, check: bool = True
+    tool: Path | str, *arguments: object, cwd: Path, check: bool = True, python: str | None = None
 ) -> subprocess.CompletedProcess:
-    """:func:`run` without the seconds of imports, for a tool that another test starts from nothing.
+    """:func:`run` without the seconds of imports: test_imports.py looks at those of every tool.
 
-    It is a process of its own as well, with its own exit code, output and folder.
+    It is a process of its own as well, with its own exit code, output and folder. What it starts
+    with ``python``, such as :func:`forked_python`, is one too.
     """
     with tempfile.TemporaryDirectory() as folder:
         printed = [Path(folder, name) for name in ('stdout', 'stderr')]
         argv = [str(tool), *map(str, arguments)]
-        code = Again(argv, cwd, *printed).wait()
+        code = Again(argv, cwd, *printed, python).wait()
         result = subprocess.CompletedProcess(argv, code, *(path.read_text() for path in printed))
     if check:
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]

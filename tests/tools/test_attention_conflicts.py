@@ -20,7 +20,7 @@ from PIL import Image
 from mmseg_fusion.analysis.layer_features import ImageSet, image_files
 from mmseg_fusion.datasets.fusion_shapes import FusionShapesDataset, draw_scene
 
-from .running import ROOT, TOOLS, load_tool, run
+from .running import ROOT, TOOLS, load_tool, run_again
 
 TOOL = TOOLS / 'analysis_tools' / 'attention_conflicts.py'
 COUNT = 4
@@ -69,7 +69,7 @@ def tool() -> ModuleType:
 
 @pytest.mark.stack
 def test_validation_set(parallel: Path, tmp_path: Path) -> None:
-    done = run(TOOL, parallel, parallel.with_suffix('.pth'), '--rows', 2, cwd=tmp_path)
+    done = run_again(TOOL, parallel, parallel.with_suffix('.pth'), '--rows', 2, cwd=tmp_path)
     csv_path, png_path = (tmp_path / line for line in done.stdout.splitlines()[-2:])
     assert csv_path.parent == tmp_path / 'work_dirs' / 'danet' / 'attention_conflicts'
     rows = rows_of(csv_path.parent)
@@ -85,7 +85,7 @@ def test_validation_set(parallel: Path, tmp_path: Path) -> None:
     right = np.average([float(row['prediction right']) for row in rows], weights=pixels)
 
     # The prediction is the one that the test tool measures.
-    tested = run(TOOLS / 'test.py', parallel, parallel.with_suffix('.pth'), cwd=tmp_path)
+    tested = run_again(TOOLS / 'test.py', parallel, parallel.with_suffix('.pth'), cwd=tmp_path)
     accuracy = re.search(r'aAcc: ([\d.]+)', tested.stdout + tested.stderr).group(1)
     assert float(accuracy) == pytest.approx(right, abs=0.006)
 

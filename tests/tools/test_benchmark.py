@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from .running import ROOT, TOOLS, load_tool, run, small_config
+from .running import ROOT, TOOLS, load_tool, run_again, small_config
 
 TOOL = TOOLS / 'analysis_tools' / 'benchmark.py'
 
@@ -88,7 +88,7 @@ def test_mixed_precision_reaches_the_convolutions(benchmark, config, mode):
 def test_two_configs_side_by_side(config, tmp_path):
     other = tmp_path / 'wider.py'
     other.write_text("_base_ = './small.py'\nmodel = dict(decode_head=dict(channels=256))\n")
-    result = run(
+    result = run_again(
         TOOL, config, '--compare', other, '--mode', 'train', '--batch-size', 2, '--repeat', 3,
         '--warmup', 1, '--json', 'out/numbers.json', '--cfg-options', 'model.auxiliary_head=None',
         cwd=tmp_path,

@@ -10,7 +10,7 @@ import torch
 
 from mmseg_fusion.models.layers import AxialAttention, ChannelizedAxialAttention
 
-from .running import TOOLS, load_tool, run
+from .running import TOOLS, load_tool, run_again
 
 TOOL = TOOLS / 'analysis_tools' / 'benchmark_attention.py'
 VARIANTS = ['axial', 'factorized', 'grouped', 'grouped, recomputed']
@@ -28,7 +28,7 @@ def harness():
 
 @pytest.mark.stack
 def test_as_a_user_runs_it(harness, tmp_path):
-    result = run(
+    result = run_again(
         TOOL, '--shapes', '1x64x40x40', '--groups', 8, '--repeat', 3, '--warmup', 0,
         '--json', 'out/numbers.json', cwd=tmp_path,
     )  # fmt: skip

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from .running import TOOLS, load_tool, run
+from .running import TOOLS, load_tool, run_again
 
 TOOL = TOOLS / 'analysis_tools' / 'benchmark_car.py'
 
@@ -19,7 +19,7 @@ def tool():
 
 @pytest.mark.stack
 def test_as_a_user_runs_it(tmp_path):
-    result = run(
+    result = run_again(
         TOOL, '--shapes', '2x8x9x7', '1x4x5x5', '--classes', 3, 11, '--repeat', 2, '--warmup', 1,
         '--device', 'cpu', cwd=tmp_path,
     )  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 
-from .running import ROOT, TOOLS, load_tool, run, run_again
+from .running import ROOT, TOOLS, load_tool, run_again
 
 TOOL = TOOLS / 'analysis_tools' / 'benchmark_eseg.py'
 HEAD = ROOT / 'configs' / '_base_' / 'models' / 'eseg-lite-s.py'
@@ -37,7 +37,7 @@ def cells(text: str, name: str) -> list[str]:
 @pytest.mark.stack
 def test_as_a_user_runs_it(tmp_path):
     models = ('--models', 'eseg-s', 'eseg-lite-s', 'pspnet_r50-d8')
-    done = run(TOOL, *models, *QUICK, '--json', 'a/out.json', cwd=tmp_path)
+    done = run_again(TOOL, *models, *QUICK, '--json', 'a/out.json', cwd=tmp_path)
     assert '1 image(s) of 64 x 96, fp32\nCPU, 1 thread(s)' in done.stdout
     assert 'time / eseg-s' in done.stdout
     assert cells(done.stdout, 'eseg-s')[-1] == '1.000'

@@ -10,7 +10,7 @@ from mmseg.models.decode_heads import PSPHead
 
 from mmseg_fusion.models.decode_heads import GFFHead
 
-from .running import TOOLS, load_tool, run
+from .running import TOOLS, forked_python, load_tool, run_again
 
 TOOL = TOOLS / 'analysis_tools' / 'benchmark_gff.py'
 VARIANTS = ['no fusion', 'concat', 'add', 'fpn', 'gated_fpn', 'gff', 'gff + dfp']
@@ -58,9 +58,10 @@ def cells(text):
 
 @pytest.mark.stack
 def test_as_a_user_runs_it(small, tmp_path):
-    done = run(
+    done = run_again(
         TOOL, '--config', small, '--shape', 32, 40, '--repeat', 3, '--warmup', 0, '--device',
         'cpu', '--variants', 'concat', 'gff', '--json', 'out/numbers.json', cwd=tmp_path,
+        python=forked_python(),
     )  # fmt: skip
     rows = json.loads((tmp_path / 'out' / 'numbers.json').read_text())['results']
     assert [row['variant'] for row in rows] == ['concat', 'gff']

@@ -11,7 +11,7 @@ from mmseg.registry import MODELS
 
 from mmseg_fusion.models.decode_heads import HFGDHead
 
-from .running import TOOLS, load_tool, run
+from .running import TOOLS, load_tool, run_again
 
 TOOL = TOOLS / 'analysis_tools' / 'benchmark_hfgd.py'
 HEADS = ['upsampler', '+ axial attention', 'HFGD']
@@ -54,7 +54,7 @@ def small(tmp_path):
 
 @pytest.mark.stack
 def test_as_a_user_runs_it(tmp_path, small):
-    done = run(
+    done = run_again(
         TOOL, '--config', small, '--shape', 32, 40, '--shapes', '1x8x9x17', '--repeat', 3,
         '--warmup', 0, '--device', 'cpu', '--no-memory', '--json', 'out/numbers.json',
         cwd=tmp_path,

@@ -10,7 +10,7 @@ import torch
 
 from mmseg_fusion.models.layers.kernel_sharing import choose_implementation
 
-from .running import TOOLS, load_tool, run
+from .running import TOOLS, forked_python, load_tool, run_again
 
 TOOL = TOOLS / 'analysis_tools' / 'benchmark_ksac.py'
 
@@ -34,7 +34,8 @@ def cells(text):
 def test_time_and_memory_of_the_three(tmp_path):
     options = '--case 24 9 --rates 6 12 18 --channels 8 --batch-size 2 --repeat 2'.split()
     options += ['--warmup', '1', '--device', 'cpu']
-    done = run(TOOL, *options, '--json', tmp_path / 'out.json', cwd=tmp_path)
+    options += ['--json', tmp_path / 'out.json']
+    done = run_again(TOOL, *options, cwd=tmp_path, python=forked_python())
     head, *rows = cells(done.stdout)[:4]
     assert head[0] == '24 channels, 9 x 9, rates 6 12 18, train'
     assert [row[0] for row in rows] == ['ASPP', 'dilated', 'shared_taps']

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from .running import TOOLS, run, run_again
+from .running import TOOLS, forked_python, run_again
 
 TOOL = TOOLS / 'analysis_tools' / 'benchmark_scale_equalizer.py'
 CONFIG = 'configs/fusion_shapes/upernet_r18_1xb4-1k_fusion-shapes-128x128.py'
@@ -15,10 +15,9 @@ CONFIG = 'configs/fusion_shapes/upernet_r18_1xb4-1k_fusion-shapes-128x128.py'
 @pytest.mark.stack
 @pytest.mark.parametrize('part', ['model', 'head'])
 def test_four_variants(repo_root, part):
-    start = run if part == 'model' else run_again
-    done = start(
+    done = run_again(
         TOOL, CONFIG, '--shape', 64, 64, '--batch-size', 2, '--repeat', 2, '--warmup', 1,
-        '--device', 'cpu', '--part', part, cwd=repo_root, check=False,
+        '--device', 'cpu', '--part', part, cwd=repo_root, check=False, python=forked_python(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = re.findall(r'^\|\s+(.+?)\s+\|\s+([\d.]+)\s', done.stdout, re.M)

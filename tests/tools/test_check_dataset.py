@@ -12,7 +12,7 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 
-from .running import TOOLS, run
+from .running import TOOLS, run_again
 
 TOOL = TOOLS / 'analysis_tools' / 'check_dataset.py'
 CAMVID = 'configs/camvid/upernet_r18_1xb16-4k_camvid-360x480.py'
@@ -298,7 +298,7 @@ def test_wrappers_and_equal_splits(tool, repo_root, camvid, tmp_path, capsys):
 @pytest.mark.stack
 def test_data_without_files(repo_root, tmp_path):
     lengths = [f'{s}_dataloader.dataset.length=4' for s in ('train', 'val', 'test')]
-    result = run(TOOL, repo_root / SHAPES, '--cfg-options', *lengths, cwd=tmp_path)
+    result = run_again(TOOL, repo_root / SHAPES, '--cfg-options', *lengths, cwd=tmp_path)
     assert '12 pairs read, 0 errors' in result.stdout
     assert '| broad stripes |' in result.stdout
 

@@ -13,7 +13,7 @@ from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS
 from PIL import Image
 
-from .running import TOOLS, load_tool, run, small_config
+from .running import TOOLS, load_tool, run_again, small_config
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 TOOL = TOOLS / 'analysis_tools' / 'class_dependency.py'
@@ -51,7 +51,7 @@ def small(tmp_path_factory) -> tuple[Path, Path]:
 
 @pytest.mark.stack
 def test_two_models_side_by_side(small, tmp_path):
-    done = run(
+    done = run_again(
         TOOL, *small, small[0], 'none', '--names', 'first', 'second',
         '--matrix', tmp_path / 'm.npz', '--device', 'cpu', cwd=tmp_path,
     )  # fmt: skip
@@ -77,7 +77,7 @@ def test_two_models_side_by_side(small, tmp_path):
 def test_weights_need_no_images(small, tmp_path):
     config = tmp_path / 'city.py'
     config.write_text(CITY.format(base=str(small[0])))
-    run(
+    run_again(
         TOOL, config, 'none', '--of', 'weights', '--similarity', 'cosine',
         '--matrix', tmp_path / 'm.json', '--out-dir', tmp_path, cwd=tmp_path,
     )  # fmt: skip
@@ -97,7 +97,7 @@ def test_folder_with_predicted_classes(small, tmp_path, capsys):
     options = ('--images', folder, '--device', 'cpu', '--out-dir', tmp_path)
     words = complaint(TOOL, [*map(str, (*small, *options))], capsys)
     assert '--classes-from predictions' in words
-    done = run(TOOL, *small, *options, '--classes-from', 'predictions', cwd=tmp_path)
+    done = run_again(TOOL, *small, *options, '--classes-from', 'predictions', cwd=tmp_path)
     assert 'of 8' in done.stdout
     assert (tmp_path / 'class_dependency.png').is_file()
 

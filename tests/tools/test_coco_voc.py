@@ -14,7 +14,7 @@ from mmseg.datasets import PascalVOCDataset
 from mmseg.registry import DATASETS
 from PIL import Image
 
-from .running import TOOLS, run, run_again
+from .running import TOOLS, run_again
 
 TOOL = TOOLS / 'dataset_converters' / 'coco_voc.py'
 HEIGHT, WIDTH = 60, 80
@@ -115,8 +115,7 @@ def test_classes_are_vocs_in_its_order(tool) -> None:
 
 @pytest.mark.parametrize('options', [[], ['--nproc', 2]])
 def test_converts(coco, tmp_path, options) -> None:
-    start = run_again if options else run
-    result = start(TOOL, coco.path, coco.images, coco.out, *options, cwd=tmp_path, check=False)
+    result = run_again(TOOL, coco.path, coco.images, coco.out, *options, cwd=tmp_path, check=False)
     # The missing image.
     assert result.returncode == 1
     assert '1 problems' in result.stderr

@@ -16,7 +16,7 @@ import pytest
 
 from mmseg_fusion.analysis.comparison import BEGIN, END
 
-from .running import ROOT, TOOLS, Again, load_tool, run, run_again, small_config
+from .running import ROOT, TOOLS, Again, forked_python, load_tool, run_again, small_config
 
 TOOL = TOOLS / 'compare.py'
 
@@ -60,9 +60,9 @@ def compared(tmp_path_factory) -> Path:
     """A folder in which two configs were compared, side by side."""
     folder = tmp_path_factory.mktemp('compared')
     paths = [p.name for p in configs(folder)]
-    result = run(
+    result = run_again(
         TOOL, *paths, '--seeds', 0, '--work-dir', 'work', '--threads', 1, '--jobs', 2,
-        '--title', 'Width', '--plot', 'plot.png', cwd=folder,
+        '--title', 'Width', '--plot', 'plot.png', cwd=folder, python=forked_python(),
     )  # fmt: skip
     (folder / 'printed.txt').write_text(of_its_own(result.stdout))
     return folder
@@ -156,7 +156,7 @@ def test_one_failed_run_does_not_lose_the_others(compared, tmp_path):
     with (tmp_path / 'narrow.py').open('a') as file:
         file.write("train_dataloader['dataset']['type'] = 'NoSuchDataset'\n")
     command = [*names, '--seeds', 0, '--threads', 1, '--work-dir', 'work', '--title', 'Width']
-    found = run_again(TOOL, *command, cwd=tmp_path, check=False)
+    found = run_again(TOOL, *command, cwd=tmp_path, check=False, python=forked_python())
     assert found.returncode
     assert '1 runs failed' in found.stderr
     assert 'narrow, seed 0' in found.stderr
@@ -214,6 +214,9 @@ def test_killed_in_the_middle_gives_the_same_table(compared, tmp_path, whole):
     printed = (compared / 'printed.txt').read_text().splitlines()
     assert without_times == [re.sub(r'\d+\.\d+ +\d+ MB', '', line) for line in printed]
     assert '--resume: continues from' in (folder / 'train.log').read_text()
+    # Of a training that was started from nothing: torch alone takes more.
+    runs = json.loads((tmp_path / 'record.json').read_text())['runs']
+    assert {r['config']: r['peak_memory_mb'] for r in runs}['narrow'] > 200
 
 
 @pytest.mark.stack
@@ -222,6 +225,7 @@ def test_several_processes_per_run(tmp_path):
     run_again(
         TOOL, *names, '--seeds', 3, '--launcher', 'pytorch', '--gpus-per-run', 2, '--threads', 1,
         '--cfg-options', 'default_hooks.checkpoint.interval=2', cwd=tmp_path,
+        python=forked_python(),
     )  # fmt: skip
     record = json.loads((tmp_path / 'work_dirs/compare/results.json').read_text())
     assert [(r['config'], r['seed'], r['iterations']) for r in record['runs']] == [('narrow', 3, 2)]

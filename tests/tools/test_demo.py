@@ -15,7 +15,7 @@ from mmseg.evaluation import IoUMetric
 
 from mmseg_fusion.datasets import FusionShapesDataset
 
-from .running import TOOLS, run, small_config
+from .running import TOOLS, run_again, small_config
 
 TOOL = TOOLS / 'demo.py'
 
@@ -73,7 +73,7 @@ def test_runs_draws_and_judges(tmp_path):
     config = small_config(tmp_path, hook=True)
     out = tmp_path / 'out'
     arguments = ['--config', config, '--iters', 5, '--work-dir', out, '--scenes', 2]
-    result = run(TOOL, *arguments, cwd=tmp_path, check=False)
+    result = run_again(TOOL, *arguments, cwd=tmp_path, check=False)
     # Five iterations teach nothing: the demo has to say so.
     assert result.returncode == 1, result.stderr[-3000:]
     assert 'FAILED: the model should reach 5 times the constant prediction' in result.stderr

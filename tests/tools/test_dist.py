@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .running import TOOLS, environment, load, small_config
+from .running import TOOLS, environment, forked_python, load, small_config
 
 RECORDER = """#!{python}
 import json, os, sys
@@ -38,8 +38,9 @@ if os.environ.get('RUN_TASKS'):
 
 
 def bash(script: str, *arguments: object, cwd: Path, **env: str) -> subprocess.CompletedProcess:
+    """Runs a script; every process that it starts imports from nothing unless PYTHON is another."""
     command = ['bash', str(TOOLS / script), *map(str, arguments)]
-    env = environment(PYTHON=sys.executable, **env)
+    env = environment(**{'PYTHON': sys.executable, **env})
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
 
 
@@ -85,7 +86,7 @@ def test_two_processes_test_what_one_process_tests(trained):
     metrics = {}
     for processes in (1, 2):
         arguments = ['small.py', 'work/iter_3.pth', processes, '--work-dir', f'test{processes}']
-        succeeded(bash('dist_test.sh', *arguments, cwd=folder))
+        succeeded(bash('dist_test.sh', *arguments, cwd=folder, PYTHON=forked_python()))
         report = next((folder / f'test{processes}').glob('*/*.json'))
         metrics[processes] = json.loads(report.read_text())
     for name in ('aAcc', 'mIoU', 'mAcc'):
@@ -104,7 +105,7 @@ def test_two_processes_resume_from_their_own_checkpoint(trained, tmp_path):
     torch.save(other, tmp_path / 'other.pth')
     options = [f'load_from={tmp_path / "other.pth"}', 'train_cfg.max_iters=4']
     arguments = ['small.py', 2, '--work-dir', work, '--resume', '--cfg-options', *options]
-    output = succeeded(bash('dist_train.sh', *arguments, cwd=folder))
+    output = succeeded(bash('dist_train.sh', *arguments, cwd=folder, PYTHON=forked_python()))
     assert f'--resume: continues from {work / "iter_3.pth"}' in output
     assert 'Iter(train) [4/4]' in output
     assert load(work / 'iter_4.pth')['meta']['iter'] == 4
@@ -222,6 +223,7 @@ def test_a_slurm_task_trains(srun, tmp_path):
     assert (tmp_path / 'work' / 'last_checkpoint').is_file()
     # Again, as after a time limit: load_from is for the first start.
     arguments += ['--resume', '--cfg-options', 'load_from=nowhere.pth', 'train_cfg.max_iters=3']
+    env['PYTHON'] = forked_python()
     output = succeeded(bash('slurm_train.sh', *arguments, cwd=tmp_path, **srun, **env))
     assert re.search(r'--resume: continues from .*iter_2\.pth.*nowhere\.pth', output)
     assert 'Iter(train) [3/3]' in output

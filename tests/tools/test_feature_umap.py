@@ -12,7 +12,7 @@ from PIL import Image
 
 from mmseg_fusion.datasets import FusionShapesDataset
 
-from .running import TOOLS, load_tool, run
+from .running import TOOLS, load_tool, run_again
 from .test_class_dependency import complaint, config_and_checkpoint
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -26,7 +26,7 @@ def small(tmp_path_factory) -> tuple[Path, Path]:
 
 @pytest.mark.stack
 def test_two_models_side_by_side(small, tmp_path):
-    done = run(
+    done = run_again(
         TOOL, *small, small[0], 'none', '--names', 'first', 'second', '--embedding', 'pca',
         '--layer', 'auto', 'decode_head.psp_modules', '--device', 'cpu',
         '--json', tmp_path / 'a.json', cwd=tmp_path,
@@ -104,7 +104,7 @@ def test_without_umap_nothing_is_run(small, monkeypatch, capsys):
 def test_umap_itself(small, tmp_path):
     """Runs where ``mmseg-fusion[umap]`` is installed."""
     pytest.importorskip('umap')
-    run(TOOL, *small, '--json', 'a.json', '--out', 'a.png', '--device', 'cpu', cwd=tmp_path)
+    run_again(TOOL, *small, '--json', 'a.json', '--out', 'a.png', '--device', 'cpu', cwd=tmp_path)
     saved = json.loads((tmp_path / 'a.json').read_text())
     assert saved['embedding'] == 'umap'
     assert np.isfinite(saved['models'][0]['points']).all()

@@ -14,7 +14,7 @@ from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS
 
 from mmseg_fusion.datasets.fusion_shapes import draw_scene
-from tests.tools.running import TOOLS, load_tool, run, small_config
+from tests.tools.running import TOOLS, load_tool, run_again, small_config
 
 TOOL = TOOLS / 'analysis_tools' / 'gate_maps.py'
 
@@ -83,7 +83,7 @@ def table(printed: str) -> list[list[str]]:
 @pytest.mark.stack
 def test_gates_of_an_image_and_what_becomes_wrong(gff: Path, scenes: Path, tmp_path: Path) -> None:
     image, label = scenes / 'img' / '000001.png', scenes / 'ann' / '000001.png'
-    done = run(
+    done = run_again(
         TOOL, gff, gff.with_suffix('.pth'), image, '--label', label, '--zero-gate', 'all',
         '--device', 'cpu', '--out', 'pictures/gates.png', cwd=tmp_path,
     )  # fmt: skip

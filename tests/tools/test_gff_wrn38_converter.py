@@ -16,7 +16,7 @@ from mmseg.registry import MODELS
 from mmseg_fusion.models.backbones import WiderResNet
 
 from ..configs.files import CONFIGS
-from .running import TOOLS, load, load_tool, run
+from .running import TOOLS, load, load_tool, run_again
 
 TOOL = TOOLS / 'model_converters' / 'gff_wrn38.py'
 GOLDEN = Path(__file__).parents[1] / 'data' / 'golden' / 'gff_head.npz'
@@ -75,7 +75,7 @@ def test_released_file(head: State, backbone: State, tmp_path: Path) -> None:
     """As a user runs it; the result loads strictly into the model of the config."""
     state = {f'module.{name}': value for name, value in {**backbone, **head}.items()}
     src = save(tmp_path, dict(state_dict=state, epoch=170, mean_iu=0.8, command='train.py'))
-    done = run(TOOL, src, 'dst.pth', cwd=tmp_path)
+    done = run_again(TOOL, src, 'dst.pth', cwd=tmp_path)
     assert f'{len(backbone)} tensors of the backbone' in done.stdout
     assert 'for 19 classes' in done.stdout
     found = load(tmp_path / 'dst.pth')['state_dict']

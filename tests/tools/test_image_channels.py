@@ -18,7 +18,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS, TRANSFORMS
 
-from .running import ROOT, TOOLS
+from .running import ROOT, TOOLS, forked_python
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 
@@ -127,6 +127,7 @@ def run(tool: str, arguments: list[str]) -> object:
     """Runs a tool in this process, as ``python TOOL ARGUMENTS`` does; returns its exit code."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, 'argv', [tool, *arguments])
+        patch.setattr(sys, 'executable', forked_python())
         patch.syspath_prepend(str((TOOLS / tool).parent))
         patch.syspath_prepend(str(TOOLS / 'deployment'))
         patch.setattr(logging, 'raiseExceptions', False)

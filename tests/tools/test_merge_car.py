@@ -12,7 +12,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import save_checkpoint
 from mmseg.registry import MODELS
 
-from .running import ROOT, TOOLS, load, run, run_again
+from .running import ROOT, TOOLS, load, run_again
 
 TOOL = TOOLS / 'model_converters' / 'merge_car.py'
 DANET = 'danet_r18-d8_1xb4-1k_fusion-shapes-128x128.py'
@@ -49,7 +49,7 @@ def trained(tmp_path_factory) -> tuple[Path, Path]:
 def test_merges(trained, tmp_path: Path) -> None:
     config, checkpoint = trained
     out = tmp_path / 'merged.pth'
-    done = run(TOOL, config, checkpoint, out, cwd=tmp_path)
+    done = run_again(TOOL, config, checkpoint, out, cwd=tmp_path)
     assert '1 layer(s) merged: decode_head.fpn_bottleneck' in done.stdout
     written = load(out)
     assert written['meta']['iter'] == 7

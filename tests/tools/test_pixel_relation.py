@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .running import TOOLS, run
+from .running import TOOLS, run_again
 from .test_class_dependency import complaint, config_and_checkpoint
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -23,7 +23,7 @@ def small(tmp_path_factory) -> tuple[Path, Path]:
 
 @pytest.mark.stack
 def test_two_models_side_by_side(small, tmp_path):
-    done = run(
+    done = run_again(
         TOOL, *small, small[0], 'none', '--names', 'first', 'second', '--num-samples', 2,
         '--max-points', 2, '--device', 'cpu', cwd=tmp_path,
     )  # fmt: skip
@@ -47,7 +47,7 @@ def test_points_in_image_files(small, tmp_path, capsys):
         Image.fromarray(pixels).save(tmp_path / folder / 'same.png')
     images = (tmp_path / 'a' / 'same.png', tmp_path / 'b')
     options = ('--images', *images, '--device', 'cpu', '--out-dir', tmp_path / 'out')
-    run(TOOL, *small, *options, '--point', 76, 50, '--point', 0, 3, cwd=tmp_path)
+    run_again(TOOL, *small, *options, '--point', 76, 50, '--point', 0, 3, cwd=tmp_path)
     assert sorted(p.name for p in (tmp_path / 'out').glob('*.png')) == ['same.png', 'same_2.png']
     entries = json.loads((tmp_path / 'out' / 'pixel_relation.json').read_text())
     assert [(e['x'], e['y']) for e in entries] == [(76, 50), (0, 3)] * 2

@@ -28,7 +28,7 @@ from torch import nn
 
 from mmseg_fusion.datasets.fusion_shapes import FusionShapesDataset, draw_scene
 
-from .running import TOOLS, run, run_again, small_config
+from .running import TOOLS, run_again, small_config
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 TOOL = TOOLS / 'pseudo_labels.py'
@@ -153,7 +153,7 @@ def read(path: Path) -> np.ndarray:
 @pytest.mark.stack
 def test_confident_predictions_of_a_folder(small, images, tmp_path):
     out = tmp_path / 'out'
-    done = run(TOOL, *small, images, out, '--device', 'cpu', cwd=tmp_path)
+    done = run_again(TOOL, *small, images, out, '--device', 'cpu', cwd=tmp_path)
     assert sorted(p.relative_to(out).as_posix() for p in out.rglob('*.png')) == sorted(SIZES)
     assert not list(out.rglob('*.tmp'))
     model = init_model(str(small[0]), str(small[1]), device='cpu')

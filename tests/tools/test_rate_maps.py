@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config
 from mmseg.registry import MODELS
 
-from tests.tools.running import TOOLS, load_tool, run, run_again, small_config
+from tests.tools.running import TOOLS, load_tool, run_again, small_config
 
 TOOL = TOOLS / 'analysis_tools' / 'rate_maps.py'
 
@@ -48,7 +48,7 @@ def test_draws_aspp_beside_ksac(pair: tuple[Path, Path], tmp_path: Path) -> None
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'ksac.pth')
     image = tmp_path / 'my scene.png'
     cv2.imwrite(str(image), np.random.default_rng(0).integers(256, size=(64, 96, 3)))
-    done = run(
+    done = run_again(
         TOOL, aspp, 'none', ksac, tmp_path / 'ksac.pth', '--names', 'ASPP', 'KSAC', '--images',
         image, '--count', 9, '--device', 'cpu', '--out-dir', tmp_path / 'out', cwd=tmp_path,
     )  # fmt: skip

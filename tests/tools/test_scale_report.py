@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 
-from .running import TOOLS, run, run_again
+from .running import TOOLS, run_again
 
 TOOL = TOOLS / 'analysis_tools' / 'scale_report.py'
 
@@ -30,7 +30,7 @@ def test_on_camvid(repo_root, camvid_root, tmp_path):
 
 def test_missing_images(repo_root, tmp_path):
     config = 'configs/camvid/upernet_r18_1xb16-4k_camvid-360x480.py'
-    done = run(
+    done = run_again(
         TOOL, config, '--out-dir', tmp_path,
         '--cfg-options', f'train_dataloader.dataset.data_root={tmp_path / "nowhere"}',
         cwd=repo_root, check=False,

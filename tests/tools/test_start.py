@@ -10,7 +10,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from mmengine.dataset import pseudo_collate
 from mmseg.registry import DATASETS, MODELS
 from PIL import Image
 
-from .running import ROOT, TOOLS, environment, load_tool, run, run_again
+from .running import ROOT, TOOLS, environment, forked_python, load_tool, run_again
 
 TOOL = TOOLS / 'start.py'
 SIZE = (48, 64)
@@ -828,11 +827,11 @@ def test_folders_that_end_in_an_apostrophe(begin, tmp_path, monkeypatch):
 
 
 def as_a_user(command: str, folder: Path) -> None:
-    """Runs a command in a shell, with this interpreter for ``python`` and the package installed."""
+    """Runs a command in a shell, with a fork for ``python`` and the package installed."""
     assert command.startswith('python ')
     path = os.pathsep.join([str(ROOT), environment()['PYTHONPATH']])
     done = subprocess.run(
-        command.replace('python', shlex.quote(sys.executable), 1),
+        command.replace('python', shlex.quote(forked_python()), 1),
         shell=True,
         cwd=folder,
         env=environment(PYTHONPATH=path),
@@ -845,7 +844,7 @@ def as_a_user(command: str, folder: Path) -> None:
 @pytest.mark.stack
 def test_the_printed_commands_run(tmp_path):
     make(tmp_path, 'listed colours')
-    printed = run(
+    printed = run_again(
         TOOL, 'images', 'masks', '--out', 'my project', '--colors', 'list.txt', '--iters', 4,
         '--batch-size', 2, '--backbone', 'scratch', cwd=tmp_path,
     ).stdout  # fmt: skip
@@ -862,8 +861,7 @@ def test_the_printed_commands_run(tmp_path):
 def test_the_page_of_the_docs_runs(tmp_path):
     """Every command of docs/my_data.md, in its order, with the tools where a clone has them.
 
-    Four steps instead of a hundred; :func:`test_the_printed_commands_run` starts the same from
-    nothing.
+    Four steps instead of a hundred; :func:`test_the_printed_commands_run` runs the same in a shell.
     """
     page = (ROOT / 'docs' / 'my_data.md').read_text(encoding='utf-8')
     commands = [
@@ -881,10 +879,10 @@ def test_the_page_of_the_docs_runs(tmp_path):
     for command in commands:
         python, tool, *arguments = shlex.split(command)
         assert python == 'python'
-        if tool == '-c':
-            as_a_user(command, tmp_path)
-        else:
+        if tool.startswith('tools/'):
             run_again(tool, *arguments, cwd=tmp_path)
+        else:
+            as_a_user(command, tmp_path)
     for name in re.findall(r'`(my_(?:data|project)/[\w/.]+)`', page):
         assert (tmp_path / name).exists(), f'the page names {name}'
     drawn = list((tmp_path / 'my_project/pictures').rglob('*.png'))

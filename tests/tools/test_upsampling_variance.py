@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from .running import run_again
 
 SMALL = ('--shape', '2', '8', '32', '32', '--num-sigmas', '3')
 
@@ -32,14 +32,10 @@ def table(path: Path) -> list[dict]:
 
 
 def test_runs_as_a_program(repo_root: Path, tmp_path: Path) -> None:
-    run = subprocess.run(
-        [sys.executable, 'tools/analysis_tools/upsampling_variance.py', *SMALL, '--seed', '3']
-        + ['--out-dir', str(tmp_path / 'new' / 'folder')],
-        cwd=repo_root,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    run = run_again(
+        'tools/analysis_tools/upsampling_variance.py', *SMALL, '--seed', 3,
+        '--out-dir', tmp_path / 'new' / 'folder', cwd=repo_root,
+    )  # fmt: skip
     png, csv_path = (Path(line) for line in run.stdout.splitlines()[-2:])
     assert png.parent == tmp_path / 'new' / 'folder'
     picture = np.asarray(Image.open(png).convert('RGB'))

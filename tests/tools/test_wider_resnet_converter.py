@@ -14,7 +14,7 @@ from mmseg.registry import MODELS
 
 from mmseg_fusion.models.backbones.wider_resnet import WiderResNet
 
-from .running import TOOLS, load, run
+from .running import TOOLS, load, run_again
 
 TOOL = TOOLS / 'model_converters' / 'wider_resnet.py'
 State = dict[str, torch.Tensor]
@@ -72,7 +72,7 @@ def test_published_file(backbone: State, tmp_path: Path) -> None:
         dict(state_dict=state, epoch=90, arch='wider_resnet38_a2'),
         _use_new_zipfile_serialization=False,
     )
-    done = run(TOOL, src, 'backbone.pth', cwd=tmp_path)
+    done = run_again(TOOL, src, 'backbone.pth', cwd=tmp_path)
     assert f'{len(backbone)} tensors of the backbone taken' in done.stdout
     assert 'left out: bn_out (4), classifier (2)\n' in done.stdout
     assert "init_cfg=dict(type='Pretrained', checkpoint='backbone.pth')" in done.stdout

@@ -20,11 +20,13 @@ ROOT = Path(__file__).resolve().parents[2]
 if (ROOT / 'mmseg_fusion').is_dir():  # a source checkout works without being installed
     sys.path.insert(0, str(ROOT))
 
+# First of all: it meets the third-party quirks before anything of mmengine is imported.
+from mmseg_fusion.cli import whole_file  # isort: skip
+
 import yaml
 from mmengine.config import Config, DictAction
 
 from mmseg_fusion.analysis.counting import Counts, count, human, read_config
-from mmseg_fusion.cli import whole_file
 
 COUNTED = (
     'FLOPs are multiply-adds of convolutions, linear layers, matrix and attention products;\n'
