@@ -30,6 +30,7 @@ ENVIRONMENTS = {
     'py310-torch2.1': ('3.10', 'openmmlab', ['torch==2.1.2', 'numpy==1.26.4']),
     'py311-torch2.4': ('3.11', 'openmmlab', ['torch==2.4.1', 'numpy==2.0.2']),
     'py312-torch2.11': ('3.12', 'openmmlab', ['torch==2.11.0', 'numpy>=2']),
+    'py312-torch2.14': ('3.12', 'openmmlab', ['torch==2.14.1', 'numpy>=2']),
     'py313-torch2.13': ('3.13', 'openmmlab', ['torch==2.13.0', 'numpy>=2']),
     'py314-torch2.13': ('3.14', 'onedl', ['torch==2.13.0', 'numpy>=2']),
     'openmmlab': ('3.11', 'openmmlab', ['-r', 'requirements/openmmlab.txt']),

@@ -1,6 +1,7 @@
 """The gallery: pictures that the tools draw, each beside the command that draws it.
 
-    python docs/gallery.py                    writes docs/gallery.md
+    python docs/gallery.py                    writes docs/gallery.md, and picture and command into
+                                              the pages of the methods
     python docs/gallery.py --draw gate_maps   runs the command and makes docs/gallery/gate_maps.png
                                               of what it draws, small; --draw alone: all of them
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import shlex
 import subprocess
 import sys
@@ -21,24 +23,32 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 PAGE = DOCS / 'gallery.md'
 FOLDER = DOCS / 'gallery'
-MAX_BYTES = 60_000
+METHODS = DOCS / 'methods'
+MAX_BYTES = 90_000
 
 CAMVID = 'configs/camvid/{0}_1xb4-1k_camvid-180x240.py'
 CAMVID_WEIGHTS = 'work_dirs/compare/{0}_1xb4-1k_camvid-180x240/seed-0/iter_1000.pth'
-SHORT_WEIGHTS = 'work_dirs/gallery/{0}/iter_100.pth'
 
 
 def camvid(name: str) -> str:
     return f'{CAMVID.format(name)} \\\n    {CAMVID_WEIGHTS.format(name)}'
 
 
-def short(name: str) -> str:
-    return f'{CAMVID.format(name)} \\\n    {SHORT_WEIGHTS.format(name)}'
-
-
 BOTH = f"""{camvid('upernet_lite0')} \\
     {camvid('upernet_lite0_car')} \\
     --names UPerNet CAR"""
+
+
+LATENCY = 'configs/camvid/*_lite0*.py'
+#: Method -> baseline and method of the picture, as their configs begin, and what they are called.
+PAIRS = {
+    'gff': ('pspnet_lite0-d16', 'gff-dfp_lite0-d16', 'PSPNet', 'GFF+DFP'),
+    'ksac': ('deeplabv3_lite0-d16', 'ksac_lite0-d16', 'ASPP', 'KSAC'),
+    'caa': ('aa_lite0-d16', 'caa_lite0-d16', 'axial', 'CAA'),
+    'car': ('upernet_lite0', 'upernet_lite0_car', 'UPerNet', 'CAR'),
+    'eseg': ('deeplabv3plus_lite0-d16', 'bifpn_lite0', 'DeepLabV3+', 'BiFPN'),
+    'hfgd': ('sfpn_lite0', 'hfgd-sfpn_lite0', 'SemanticFPN', 'HFGD'),
+}
 
 
 @dataclass
@@ -92,9 +102,9 @@ PICTURES = {
     'gate_maps': Picture(
         'Gates of GFF',
         'Figures 6 and 7 of GFF: the gate of every level as a heat map, and below it the pixels '
-        'that become wrong when this gate is set to 0. CamVid, 100 iterations.',
+        'that become wrong when this gate is set to 0. CamVid.',
         f"""python tools/analysis_tools/gate_maps.py \\
-    {short('gff_lite0-d16')} \\
+    {camvid('gff-dfp_lite0-d16')} \\
     --num-samples 1 --zero-gate all --out work_dirs/gallery/gate_maps.png""",
         'work_dirs/gallery/gate_maps.png',
         'gff',
@@ -102,10 +112,10 @@ PICTURES = {
     'rate_maps': Picture(
         'Feature maps per dilation rate',
         'Figure 2.4 of the thesis: feature maps of ASPP and of KSAC at each rate. KSAC has the '
-        'same kernel at every rate. CamVid, 100 iterations.',
+        'same kernel at every rate. CamVid.',
         f"""python tools/analysis_tools/rate_maps.py \\
-    {short('deeplabv3_lite0-d16')} \\
-    {short('ksac_lite0-d16')} \\
+    {camvid('deeplabv3_lite0-d16')} \\
+    {camvid('ksac_lite0-d16')} \\
     --names ASPP KSAC --num-samples 1 --count 4 --out-dir work_dirs/gallery/rate_maps""",
         'work_dirs/gallery/rate_maps/*.png',
         'ksac',
@@ -113,9 +123,9 @@ PICTURES = {
     'attention_conflicts': Picture(
         'Attentions that contradict each other',
         'Figures 3.3 and 3.4 of the thesis: where spatial or channel attention alone was right '
-        'and their sum is wrong, here in a DANet. CamVid, 100 iterations.',
+        'and their sum is wrong, here in a DANet. CamVid.',
         f"""python tools/analysis_tools/attention_conflicts.py \\
-    {short('danet_lite0-d16')} \\
+    {camvid('danet_lite0-d16')} \\
     --num-images 16 --rows 2 --out-dir work_dirs/gallery/attention_conflicts""",
         'work_dirs/gallery/attention_conflicts/attention_conflicts.png',
         'caa',
@@ -142,13 +152,43 @@ PICTURES = {
     ),
     'feature_umap': Picture(
         'Last features in the plane',
-        'Figure 4 of HFGD: UMAP of the features before the classifier, coloured by class. Two '
-        'numbers show how compact the classes are. CamVid, UPerNet without and with CAR.',
+        'Figure 4 of HFGD: UMAP of features, coloured by class. Two numbers show how compact the '
+        'classes are. Teacher and student of one HFGD model. CamVid.',
         f"""python tools/analysis_tools/feature_umap.py \\
-    {BOTH} --num-samples 24 --pixels-per-class 200 \\
+    {camvid('hfgd_lite0')} \\
+    {camvid('hfgd_lite0')} \\
+    --layer decode_head.encoder.out_conv decode_head.axial_attention --side output \\
+    --names teacher student --num-samples 24 --pixels-per-class 200 \\
     --out work_dirs/gallery/feature_umap.png""",
         'work_dirs/gallery/feature_umap.png',
         'hfgd',
+    ),
+    **{
+        f'predictions_{page}': Picture(
+            f'{method} beside {baseline}',
+            f'Image, truth, the prediction of {baseline} and of {method}, and the pixels on which '
+            'only one of them is right, for images evenly spaced over the test split. CamVid.',
+            f"""python tools/analysis_tools/predictions.py \\
+    {camvid(first)} \\
+    {camvid(second)} \\
+    --names {baseline} {method} --num-samples 3 \\
+    --out work_dirs/gallery/predictions_{page}.png""",
+            f'work_dirs/gallery/predictions_{page}.png',
+            page,
+        )
+        for page, (first, second, baseline, method) in PAIRS.items()
+    },
+    'latency': Picture(
+        'Accuracy against latency',
+        'The mIoU of {doc}`results` against the time for one image of 180 x 240 on one CPU core, '
+        'measured in turns. A line joins each model with its baseline. CamVid.',
+        f"""python tools/analysis_tools/benchmark_eseg.py --threads 1 --shape 180 240 \\
+    --models {LATENCY} \\
+    --json work_dirs/gallery/latency.json
+python tools/compare.py --from results/camvid.json \\
+    --latency work_dirs/gallery/latency.json --plot work_dirs/gallery/latency.png""",
+        'work_dirs/gallery/latency.png',
+        'eseg',
     ),
     'compare': Picture(
         'Several configs over seeds',
@@ -170,31 +210,37 @@ PICTURES = {
 HEAD = """# Gallery
 
 Pictures that the tools draw, each with the command that drew it. All pictures are of small models
-after a short training. They show what each tool draws, not how good a method is. {doc}`tools`
-describes every option.
+after a short training, with one seed. They show what each tool draws; {doc}`results` says how good
+the methods are there, and {doc}`tools` describes every option.
 """
 
-TRAINING = f"""## The models behind the pictures
+TRAINING = """## The models behind the pictures
 
-All models are trained on CamVid at half size, from ImageNet weights; {{doc}}`results` has the
-recipe. UPerNet without and with CAR is trained for 1000 iterations of four images:
-
-```shell
-python tools/compare.py {CAMVID.format('upernet_lite0')} \\
-    {CAMVID.format('upernet_lite0_car')} --seeds 0
-```
-
-The other models are trained for 100 iterations of two images:
+All models are trained on CamVid at half size for 1000 iterations of four images, from ImageNet
+weights, with seed 0; {doc}`results` has the recipe. This trains a pair, for example:
 
 ```shell
-for MODEL in gff_lite0-d16 danet_lite0-d16 ksac_lite0-d16 deeplabv3_lite0-d16; do
-    python tools/train.py configs/camvid/${{MODEL}}_1xb4-1k_camvid-180x240.py \\
-        --work-dir work_dirs/gallery/$MODEL --cfg-options randomness.seed=0 \\
-        train_cfg.max_iters=100 train_cfg.val_interval=10000 \\
-        default_hooks.checkpoint.interval=100 train_dataloader.batch_size=2
-done
+python tools/compare.py configs/camvid/deeplabv3_lite0-d16_1xb4-1k_camvid-180x240.py \\
+    configs/camvid/ksac_lite0-d16_1xb4-1k_camvid-180x240.py --seeds 0
 ```
 """
+
+#: A block of a method's page, of the name that stands in it.
+BLOCK = re.compile(r'^% picture: (\w+)\n.*?^% end of picture\n', re.M | re.S)
+
+
+def with_pictures(text: str) -> str:
+    """A method's page with each of its blocks filled: the picture, and its command below it."""
+
+    def block(match: re.Match) -> str:
+        name = match[1]
+        picture = PICTURES[name]
+        return (
+            f'% picture: {name}\n\n![{picture.title}](../gallery/{name}.png)\n\n'
+            f'```shell\n{picture.command}\n```\n\n% end of picture\n'
+        )
+
+    return BLOCK.sub(block, text)
 
 
 def page() -> str:
@@ -240,8 +286,13 @@ def shrink(source: Path, target: Path) -> None:
 def draw(name: str) -> None:
     """Runs the command of a picture and keeps a small copy of what it draws."""
     picture = PICTURES[name]
-    command = shlex.split(picture.command.replace('\\\n', ' '))
-    subprocess.run([sys.executable, *command[1:]], cwd=ROOT, check=True)
+    for line in picture.command.replace('\\\n', ' ').splitlines():
+        words = [
+            path
+            for word in shlex.split(line)
+            for path in (sorted(map(str, ROOT.glob(word))) if '*' in word else [word])
+        ]
+        subprocess.run([sys.executable, *words[1:]], cwd=ROOT, check=True)
     made = sorted(ROOT.glob(picture.made))
     if not made:
         raise SystemExit(f'{picture.made} is not there')
@@ -257,6 +308,8 @@ def main() -> None:
         for name in args.draw or PICTURES:
             draw(name)
     PAGE.write_text(page(), encoding='utf-8')
+    for path in METHODS.glob('*.md'):
+        path.write_text(with_pictures(path.read_text(encoding='utf-8')), encoding='utf-8')
     print(PAGE)
 
 

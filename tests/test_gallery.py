@@ -18,6 +18,19 @@ def test_page_is_what_the_script_writes() -> None:
     assert SCRIPT['page']() == written, 'python docs/gallery.py'
 
 
+@pytest.mark.parametrize('path', sorted(SCRIPT['METHODS'].glob('*.md')), ids=lambda p: p.stem)
+def test_page_of_a_method_has_its_pictures_with_their_commands(path: Path) -> None:
+    text = path.read_text(encoding='utf-8')
+    assert SCRIPT['with_pictures'](text) == text, 'python docs/gallery.py'
+    if path.stem == 'scale_equalizer':  # it has larger ones, with their commands
+        assert all(name in text for name in ('scale_report.py', 'predictions.py', 'figure3.png'))
+        return
+    # All of the method, in whatever order.
+    shown = SCRIPT['BLOCK'].findall(text)
+    assert sorted(shown) == sorted(n for n, p in PICTURES.items() if p.page == path.stem)
+    assert shown
+
+
 def test_every_picture_has_its_place_and_no_other_is_there() -> None:
     assert {path.stem for path in SCRIPT['FOLDER'].iterdir()} == set(PICTURES)
 
