@@ -89,7 +89,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     config(
         'gff',
         'model = dict(auxiliary_head=None, decode_head=dict(\n'
-        "    _delete_=True, type='GFFHead', in_channels=[64, 128, 256], channels=8,\n"
+        "    _delete_=True, type='GFFHead', in_channels=[8, 16, 32], channels=8,\n"
         '    neck=dict(num_convs=0), num_classes=8,\n'
         "    context=dict(type='PSPHead', channels=8, pool_scales=(1, 2)),\n"
         "    norm_cfg=dict(type='BN')))\n",
@@ -97,20 +97,24 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     config(
         'ksac',
         'model = dict(auxiliary_head=None, decode_head=dict(\n'
-        "    _delete_=True, type='KSACHead', dilations=(2, 3), in_channels=512, in_index=3,\n"
+        "    _delete_=True, type='KSACHead', dilations=(2, 3), in_channels=64, in_index=3,\n"
         "    channels=16, num_classes=8, norm_cfg=dict(type='BN')))\n",
     )
     config(
         'hfgd',
         'model = dict(auxiliary_head=None, decode_head=dict(\n'
-        "    _delete_=True, type='HFGDHead', in_channels=[64, 128, 256, 512], channels=8,\n"
+        "    _delete_=True, type='HFGDHead', in_channels=[8, 16, 32, 64], channels=8,\n"
         "    upsampler=dict(type='UPerHead', pool_scales=(1, 2)), encoder=None, num_classes=8,\n"
         "    norm_cfg=dict(type='BN')))\n",
     )
-    small = 'model = dict(decode_head=dict(channels=16{}), auxiliary_head={})\n'
+    small = (
+        'model = dict(backbone=dict(base_channels=8, stem_channels=8),\n'
+        '    decode_head=dict(channels=16, in_channels={}), auxiliary_head={})\n'
+    )
+    auxiliary = 'dict(channels=8, in_channels=32)'
     for name, stem, text in (
-        ('danet', 'danet_r18-d8', small.format(', pam_channels=4', None)),
-        ('car', 'upernet_r18_car', small.format('', 'dict(channels=8)')),
+        ('danet', 'danet_r18-d8', small.format('64, pam_channels=4', None)),
+        ('car', 'upernet_r18_car', small.format('[8, 16, 32, 64]', auxiliary)),
     ):
         config(name, text, str(SHAPES / f'{stem}_1xb4-1k_fusion-shapes-128x128.py'))
     for name in list(found):

@@ -149,22 +149,27 @@ def test_gradients_are_made_and_not_kept(tool):
     assert all(x.grad is None for x in inputs)
 
 
-def test_memory_is_measured_apart(tool, harness):
+@pytest.fixture(scope='module')
+def peaks(tool, harness, tmp_path_factory):
+    """Of the attention and of a training step of the heads, measured in one process."""
+    config = tmp_path_factory.mktemp('peaks') / 'small.py'
+    config.write_text(SMALL)
+    options = ['--parts', 'attention', 'train', '--shapes', '1x32x129x129', '--shape', '256', '256']
+    options += ['--config', str(config), '--device', 'cpu', '--threads', '1']
+    return harness.all_memory_apart(str(TOOL), tool.parse_args(options).argv)
+
+
+def test_memory_is_measured_apart(harness, peaks):
     if not harness.reset_peak():  # it is known on Linux alone
         return
-    shape = (1, 32, 129, 129)
-    options = ['--parts', 'attention', '--shapes', 'x'.join(map(str, shape))]
-    args = tool.parse_args(['--device', 'cpu', '--threads', '1', *options])
-    peaks = harness.all_memory_apart(str(TOOL), args.argv)[0]
+    peaks = peaks[0]
     # Two passes' maps of four heads, in float32.
     maps = 2 * 4 * 129**3 * 4
     assert peaks['fused'] < maps < peaks['plain'] < 4 * maps
 
 
-def test_memory_of_the_head_is_that_of_its_features(tool, harness, small):
-    options = ['--parts', 'train', '--config', small, '--shape', '256', '256', '--threads', '1']
-    args = tool.parse_args(['--device', 'cpu', *options])
-    peak = harness.all_memory_apart(str(TOOL), args.argv)[0]['HFGD']
+def test_memory_of_the_head_is_that_of_its_features(harness, peaks):
+    peak = peaks[1]['HFGD']
     # Student's and teacher's logits at the size of the label, and their gradients.
     logits = 4 * 5 * 256**2 * 4
     assert peak is None if not harness.reset_peak() else logits / 2 < peak < 40 * logits

@@ -35,7 +35,7 @@ def test_two_models_side_by_side(small, tmp_path):
     saved = json.loads((tmp_path / 'a.json').read_text())
     first, second = saved['models']
     assert first['channels'] == 16
-    assert second['channels'] == 512
+    assert second['channels'] == 64
     points = np.array(first['points'])
     assert points.shape == (len(saved['labels']), 2)
     np.testing.assert_allclose(points.mean(0), 0, atol=1e-4)

@@ -19,14 +19,18 @@ from tests.tools.running import TOOLS, load_tool, run_again, small_config
 TOOL = TOOLS / 'analysis_tools' / 'gate_maps.py'
 
 
-def with_gates(folder: Path, name: str = 'gff', fusion: str = 'gff', gate: str = 'map') -> Path:
+def with_gates(
+    folder: Path, name: str = 'gff', fusion: str = 'gff', gate: str = 'map', width: int = 64
+) -> Path:
     """The small config with a GFFHead, and a checkpoint beside it that predicts several classes."""
     base = small_config(folder)
     path = folder / f'{name}.py'
     path.write_text(
         f'_base_ = {base.name!r}\n'
-        'model = dict(auxiliary_head=None, decode_head=dict(\n'
-        "    _delete_=True, type='GFFHead', in_channels=[64, 128, 256], channels=8,\n"
+        f'model = dict(backbone=dict(base_channels={width}, stem_channels={width}),\n'
+        '    auxiliary_head=None, decode_head=dict(\n'
+        f"    _delete_=True, type='GFFHead', in_channels={[width, 2 * width, 4 * width]},\n"
+        '    channels=8,\n'
         f'    neck=dict(fusion={fusion!r}, gate={gate!r}, num_convs=0), num_classes=8,\n'
         "    context=dict(type='PSPHead', channels=8, pool_scales=(1, 2)),\n"
         "    norm_cfg=dict(type='BN')))\n"
@@ -37,7 +41,7 @@ def with_gates(folder: Path, name: str = 'gff', fusion: str = 'gff', gate: str =
     for parameter in model.decode_head.parameters():
         torch.nn.init.normal_(parameter, 0, 0.3)
     for gate, _ in model.decode_head.neck.gates or ():
-        # They see 64 to 256 channels: neither open nor shut everywhere.
+        # Whatever number of channels they see: neither open nor shut everywhere.
         torch.nn.init.normal_(gate.weight, 0, 0.3 * (8 / gate.in_channels) ** 0.5)
     # Norms that fit the scenes: without them all pixels would be of one class.
     for module in model.modules():

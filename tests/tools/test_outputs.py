@@ -81,7 +81,7 @@ class Given:
 def _models(tmp_path_factory: pytest.TempPathFactory) -> None:
     Given.models = tmp_path_factory.mktemp('models')
     config_and_checkpoint(Given.models)
-    with_gates(Given.models)
+    with_gates(Given.models, width=8)
     with_head(Given.models, 'aspp', 'ASPPHead', dilations=(1, 2))
 
 
@@ -93,9 +93,11 @@ def one_json(*arguments: str) -> Callable[[Given], Case]:
     return case
 
 
-def with_config(option: str = 'config', model: str = '') -> Callable[[Given], Case]:
+def with_config(
+    option: str = 'config', model: str = '', of: str = 'config'
+) -> Callable[[Given], Case]:
     def case(given: Given) -> Case:
-        config, out = given.config, given.out / 'numbers.json'
+        config, out = getattr(given, of), given.out / 'numbers.json'
         if model:
             config = given.out.parent / f'{model}.py'
             shutil.copyfile(CONFIGS.resolve() / '_base_' / 'models' / config.name, config)
@@ -145,7 +147,7 @@ WRITES: dict[str, Callable[[Given], Case]] = {
     'benchmark_attention': one_json('--shapes', '1x8x4x4'),
     'benchmark_car': one_json('--shapes', '1x8x4x4'),
     'benchmark_eseg': with_config('--models'),
-    'benchmark_gff': with_config('--config', 'gff_r50-d8'),
+    'benchmark_gff': with_config('--config', of='gates'),
     'benchmark_hfgd': with_config('--config', 'hfgd_r50'),
     'benchmark_ksac': one_json(),
     'benchmark_scale_equalizer': with_config(),

@@ -59,7 +59,8 @@ def tool() -> Iterator[ModuleType]:
 def trained(folder: Path, more: str = '', name: str = 'model') -> tuple[Path, Path]:
     """A config, and a checkpoint whose model is sure of some pixels and unsure of others."""
     config = folder / f'{name}.py'
-    config.write_text(f"_base_ = './{small_config(folder).name}'\n{more}")
+    # As wide as ResNet-18: a narrow one tells the scenes' pixels apart too little.
+    config.write_text(f"_base_ = './{small_config(folder, width=64).name}'\n{more}")
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope('mmseg'):
         model = MODELS.build(Config.fromfile(config).model)

@@ -22,7 +22,7 @@ def with_head(folder: Path, name: str, head: str, **options: object) -> Path:
     """The small config with another head, on the deepest level, and no auxiliary one."""
     base = small_config(folder)
     path = folder / f'{name}.py'
-    options.update(type=head, in_channels=512, in_index=3, channels=16, num_classes=8)
+    options.update(type=head, in_channels=64, in_index=3, channels=16, num_classes=8)
     path.write_text(
         f'_base_ = {base.name!r}\n'
         "norm_cfg = dict(type='BN')\n"

@@ -67,7 +67,7 @@ def runs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('resume')
     base = small_config(folder)
     head = (
-        "type='PSPHead', in_channels=512, in_index=3, channels=8, pool_scales=(1, 2),\n"
+        "type='PSPHead', in_channels=64, in_index=3, channels=8, pool_scales=(1, 2),\n"
         "    num_classes=8, norm_cfg=dict(type='BN'), dropout_ratio=0.0"
     )
     common = (
@@ -79,7 +79,7 @@ def runs(tmp_path_factory) -> Path:
     (folder / 'psp.py').write_text("_base_ = 'next.py'\nload_from = None\n")
     (folder / 'gff.py').write_text(
         common + model.format(
-            "type='GFFHead', in_channels=[64, 128, 256, 512], channels=8, num_classes=8,\n"
+            "type='GFFHead', in_channels=[8, 16, 32, 64], channels=8, num_classes=8,\n"
             '    in_index=[0, 1, 2, 3], neck=dict(num_convs=0), dropout_ratio=0.0,\n'
             "    context=dict(type='PSPHead', channels=8, pool_scales=(1, 2)),\n"
             "    norm_cfg=dict(type='BN')"
