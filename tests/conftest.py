@@ -15,7 +15,7 @@ import torch
 from hypothesis import settings
 from mmengine.registry import DefaultScope
 
-from .cheaper import format_a_text_once, leave_imports_alone
+from .cheaper import format_a_text_once, keep_freed_memory, leave_imports_alone
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,6 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
         os.environ.setdefault('OMP_NUM_THREADS', '1')
     format_a_text_once()
+    keep_freed_memory()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

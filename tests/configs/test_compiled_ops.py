@@ -22,10 +22,11 @@ from ..models.segmentors.test_car_every_head import expected_row
 from ..testers.every_head import ops_there
 from ..testers.toys import toy_samples
 from .files import ROOT
-from .test_models import CROP, for_a_cpu
+from .test_models import for_a_cpu
 
 needs_ops = pytest.mark.skipif(not ops_there(), reason='this mmcv has no compiled operators')
 CONTEXT = '4xb4-30k_pascal-context-59-513x513'
+CROP = 64
 #: The two lines of docs/methods/car.md.
 TWO_LINES = """
 custom_imports = dict(imports=['mmseg_fusion'], allow_failed_imports=False)

@@ -23,12 +23,15 @@ from mmengine.structures import PixelData
 from mmseg.models.backbones.resnet import Bottleneck, ResNet
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
+from torch import nn
 
 from mmseg_fusion.analysis import count
 
 from .files import METAFILES, TRAINABLE, models_of, read, signature, without
 
-CROP = 64
+#: Height and width. They differ, so that what mixes them up fails; no level is one pixel, which
+#: would fit on any other.
+CROP = (64, 32)
 
 
 def needs(cfg: Config) -> None:
@@ -54,7 +57,7 @@ def for_a_cpu(cfg: Any) -> Any:
         changed['pretrained'] = None
     if changed.get('type') == 'CPHead':
         # Its grid is fixed: that of the real crop would be 64 times the cells of this one.
-        changed['prior_size'] = CROP // 8
+        changed['prior_size'] = tuple(side // 8 for side in CROP)
     return changed
 
 
@@ -80,6 +83,22 @@ def shallow(model: dict[str, Any]) -> dict[str, Any]:
     return dict(model, backbone=backbone)
 
 
+#: Residual blocks, several of one kind in a row, of backbones whose config has no list of depths.
+BLOCKS = (
+    *('InvertedResidual', 'FusedBlock', 'XceptionBlock', 'IdentityResidualBlock'),
+    *('BasicBlock', 'HRModule'),
+)
+
+
+def leave_out_repeated_blocks(backbone: nn.Module) -> None:
+    """Takes out of a backbone the blocks whose layers are those of the block before them."""
+    for row in [m for m in backbone.modules() if isinstance(m, (nn.Sequential, nn.ModuleList))]:
+        kinds = [str(block) for block in row]
+        for i in reversed(range(1, len(row))):
+            if kinds[i] == kinds[i - 1] and type(row[i]).__name__ in BLOCKS:
+                del row[i]
+
+
 @pytest.fixture
 def shallow_resnets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the depths of ``SHALLOW_RESNETS`` known."""
@@ -87,10 +106,48 @@ def shallow_resnets(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(ResNet.arch_settings, depth, (Bottleneck, blocks))
 
 
+@pytest.fixture(scope='module')
+def drawn() -> dict[str, torch.Tensor]:
+    """Random numbers for weights: four million of [0, 1), and of mean 0 and deviation 1."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: getattr(torch.empty(2**22), f'{name}_')(generator=generator)
+        for name in ('uniform', 'normal')
+    }
+
+
+@pytest.fixture
+def weights_of_drawn_numbers(
+    monkeypatch: pytest.MonkeyPatch, drawn: dict[str, torch.Tensor]
+) -> None:
+    """Lets layers take their random weights from numbers that are drawn once.
+
+    To draw hundreds of millions anew takes a third of the time of a step.
+    """
+
+    def fill(weight: torch.Tensor, numbers: torch.Tensor, scale: float, shift: float):
+        with torch.no_grad():
+            flat = weight.view(-1)
+            first = int(torch.randint(len(numbers), ()))
+            for start in range(-first, len(flat), len(numbers)):
+                part = flat[max(start, 0) : start + len(numbers)]
+                part.copy_(numbers[max(-start, 0) :][: len(part)])
+            return weight.mul_(scale).add_(shift)
+
+    def uniform(self, low=0.0, high=1.0, generator=None):
+        return fill(self, drawn['uniform'], high - low, low)
+
+    def normal(self, mean=0.0, std=1.0, generator=None):
+        return fill(self, drawn['normal'], std, mean)
+
+    monkeypatch.setattr(torch.Tensor, 'uniform_', uniform)
+    monkeypatch.setattr(torch.Tensor, 'normal_', normal)
+
+
 def heads(model: Any) -> list[Any]:
     """The decode heads of a model, or of its config: several in a cascade."""
     found = model['decode_head'] if isinstance(model, dict) else model.decode_head
-    return list(found) if isinstance(found, (list, tuple, torch.nn.ModuleList)) else [found]
+    return list(found) if isinstance(found, (list, tuple, nn.ModuleList)) else [found]
 
 
 #: What changes no layer and no parameter group.
@@ -138,21 +195,22 @@ CHEAP = {
         for name, path in MODELS_OF_CONFIGS.items()
     ],
 )
-@pytest.mark.usefixtures('shallow_resnets')
+@pytest.mark.usefixtures('shallow_resnets', 'weights_of_drawn_numbers')
 def test_trains_a_step(path: str) -> None:
     cfg = Config(for_a_cpu(read(path).to_dict()))
     needs(cfg)
-    cfg.model.data_preprocessor.size = (CROP, CROP)
+    cfg.model.data_preprocessor.size = CROP
     model = MODELS.build(shallow(cfg.model))
+    leave_out_repeated_blocks(model.backbone)
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     groups = optim_wrapper.optimizer.param_groups
     grouped = [id(p) for group in groups for p in group['params']]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
 
-    labels = torch.randint(heads(cfg.model)[-1].num_classes, (2, 1, CROP, CROP))
+    labels = torch.randint(heads(cfg.model)[-1].num_classes, (2, 1, *CROP))
     labels[:, :, :3] = 255
     data = {
-        'inputs': list(torch.randint(256, (2, 3, CROP, CROP), dtype=torch.uint8)),
+        'inputs': list(torch.randint(256, (2, 3, *CROP), dtype=torch.uint8)),
         'data_samples': [SegDataSample(gt_sem_seg=PixelData(data=label)) for label in labels],
     }
     model.train()
@@ -173,6 +231,31 @@ def test_trains_a_step(path: str) -> None:
     before = weight.detach().clone()
     optim_wrapper.step()
     assert not torch.equal(weight, before)
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'caa_efficientnet-b7-d8_4xb4-40k_pascal-context-59-513x513',
+        'eseg-l_4xb4-80k_ade20k-512x512',
+        'deeplabv3plus_xception65-d8_4xb4-300k_coco-voc12aug-513x513',
+        'gff-dfp_wrn38-d8_4xb2-100k_cityscapes-864x864',
+        'ocrnet_hr48_car_4xb4-30k_coco-stuff10k-513x513',
+    ],
+)
+@pytest.mark.usefixtures('weights_of_drawn_numbers')
+def test_blocks_that_are_left_out_are_repetitions(name: str) -> None:
+    backbone = MODELS.build(for_a_cpu(read(MODELS_OF_CONFIGS[name]).model.backbone.to_dict()))
+
+    def blocks() -> list[str]:
+        return [str(m) for m in backbone.modules() if type(m).__name__ in BLOCKS]
+
+    before = blocks()
+    leave_out_repeated_blocks(backbone)
+    after = blocks()
+    assert len(after) < len(before)
+    # What holds others is another once one of them is gone.
+    assert {b for b in before if 'HRModule' not in b} == {b for b in after if 'HRModule' not in b}
 
 
 def test_distinct_models_stand_for_all() -> None:
@@ -260,6 +343,9 @@ def test_counts_agree_with_published_ones(backbone: str, published: int) -> None
 # --- through the runner --------------------------------------------------------------------------
 
 
+SIDE = 64
+
+
 def write_ade20k(root: Path, images: int) -> None:
     """Random images in the folders of ADE20K."""
     rng = np.random.default_rng(0)
@@ -267,7 +353,7 @@ def write_ade20k(root: Path, images: int) -> None:
         for kind, top, suffix in (('images', 256, 'jpg'), ('annotations', 151, 'png')):
             folder = root / kind / part
             folder.mkdir(parents=True)
-            shape = (CROP, CROP, 3)[: 3 if kind == 'images' else 2]
+            shape = (SIDE, SIDE, 3)[: 3 if kind == 'images' else 2]
             for i in range(images):
                 array = rng.integers(top, size=shape, dtype=np.uint8)
                 cv2.imwrite(str(folder / f'{i}.{suffix}'), array)
@@ -280,15 +366,15 @@ def test_scale_equalized_config_trains_through_the_runner(tmp_path: Path) -> Non
     path = 'configs/scale_equalizer/upernet_swin-t_scale-eq_4xb4-160k_ade20k-512x512.py'
     cfg = Config(for_a_cpu(copy.deepcopy(read(path).to_dict())))
     cfg.work_dir = str(tmp_path / 'work')
-    cfg.model.data_preprocessor.size = (CROP, CROP)
+    cfg.model.data_preprocessor.size = (SIDE, SIDE)
     loader = cfg.train_dataloader
     loader.update(batch_size=2, num_workers=0, persistent_workers=False)
     loader.dataset.data_root = str(tmp_path / 'ade')
     for step in loader.dataset.pipeline:
         if step['type'] == 'RandomResize':
-            step['scale'] = (2 * CROP, CROP)
+            step['scale'] = (2 * SIDE, SIDE)
         if step['type'] == 'RandomCrop':
-            step['crop_size'] = (CROP, CROP)
+            step['crop_size'] = (SIDE, SIDE)
     cfg.train_cfg.max_iters = 2
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None
