@@ -59,7 +59,7 @@ def trained(tmp_path_factory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp('distributed')
     config = small_config(folder, hook=True, iterations=3)
     with config.open('a') as file:
-        file.write("model['backbone'] = dict(norm_cfg=dict(type='SyncBN', requires_grad=True))\n")
+        file.write("model['backbone'].update(norm_cfg=dict(type='SyncBN', requires_grad=True))\n")
     result = bash('dist_train.sh', 'small.py', 2, '--work-dir', 'work', cwd=folder)
     return folder, succeeded(result)
 
