@@ -8,6 +8,7 @@ parameters and multiply-adds are counted, and a test counts them again.
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
@@ -92,6 +93,7 @@ METHODS: dict[str, tuple[str, str, list[tuple[str, str]]]] = {
 }
 
 
+@functools.cache
 def models(method: str) -> dict[str, dict]:
     """The entries of a metafile by name."""
     path = DOCS.parent / 'configs' / method / 'metafile.yaml'

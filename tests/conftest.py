@@ -15,7 +15,12 @@ import torch
 from hypothesis import settings
 from mmengine.registry import DefaultScope
 
-from .cheaper import format_a_text_once, keep_freed_memory, leave_imports_alone
+from .cheaper import (
+    format_a_text_once,
+    keep_freed_memory,
+    leave_imports_alone,
+    read_a_file_once,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,6 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault('OMP_NUM_THREADS', '1')
     format_a_text_once()
     keep_freed_memory()
+    read_a_file_once(ROOT / 'configs')
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
