@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import functools
 import importlib
 import json
@@ -13,6 +14,8 @@ import tempfile
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,6 +142,21 @@ def load_tool(path: Path) -> ModuleType:
         finally:
             sys.path.remove(str(path.parent))
     return sys.modules[path.stem]
+
+
+def read_bases_once(patch: pytest.MonkeyPatch) -> None:
+    """Lets mmengine read a file of configs/, which no test changes, once: it is a base of many."""
+    file2dict, known = Config._file2dict, {}
+
+    def read(filename: str, *arguments: object, **options: object) -> tuple:
+        if not Path(filename).resolve().is_relative_to(ROOT / 'configs'):
+            return file2dict(filename, *arguments, **options)
+        key = (str(filename), arguments, tuple(options.items()))
+        if key not in known:
+            known[key] = file2dict(filename, *arguments, **options)
+        return copy.deepcopy(known[key])
+
+    patch.setattr(Config, '_file2dict', staticmethod(read))
 
 
 def load(checkpoint: Path) -> dict:

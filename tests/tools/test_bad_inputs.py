@@ -20,17 +20,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
+import mmengine.config.config
 import numpy as np
 import pytest
 import torch
+import yapf.yapflib.yapf_api
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS
 
-from .running import ROOT, TOOLS, small_config
+from .running import ROOT, TOOLS, read_bases_once, small_config
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 SHAPES = ROOT / 'configs' / 'fusion_shapes'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _cheap_configs() -> Iterator[None]:
+    """A runner writes its config as formatted text, half a second each, which nobody reads here."""
+    with pytest.MonkeyPatch.context() as patch:
+        read_bases_once(patch)
+        for module in (yapf.yapflib.yapf_api, mmengine.config.config):
+            patch.setattr(module, 'FormatCode', lambda text, **_: (text, True), raising=False)
+        yield
 
 
 def complaint(tool: str, arguments: list[str], capsys: pytest.CaptureFixture) -> str:

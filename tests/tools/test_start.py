@@ -22,7 +22,7 @@ from mmengine.dataset import pseudo_collate
 from mmseg.registry import DATASETS, MODELS
 from PIL import Image
 
-from .running import ROOT, TOOLS, environment, forked_python, load_tool, run_again
+from .running import ROOT, TOOLS, environment, forked_python, load_tool, read_bases_once, run_again
 
 TOOL = TOOLS / 'start.py'
 SIZE = (48, 64)
@@ -36,10 +36,11 @@ def tool():
 
 
 @pytest.fixture(scope='module', autouse=True)
-def _metafiles_read_once():
-    """For every base in this package mmengine reads all metafiles: a second, hundreds of times."""
+def _read_once():
+    """What mmengine reads again for every config: the package's own configs and all metafiles."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mmengine.config.utils, 'load', functools.cache(mmengine.config.utils.load))
+        read_bases_once(patch)
         yield
 
 
