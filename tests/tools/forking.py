@@ -19,6 +19,7 @@ import json
 import os
 import random
 import runpy
+import select
 import signal
 import socket
 import sys
@@ -108,20 +109,17 @@ def knocked(door: socket.socket) -> dict[str, Any] | None:
     the one who knocked was killed.
     """
     parent = os.getppid()
-    door.settimeout(1)
     while os.getppid() == parent:
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-        try:
-            guest, _ = door.accept()
-        except TimeoutError:
+        if not select.select([door], [], [], 1)[0]:
             continue
+        guest, _ = door.accept()
         if os.fork():
             guest.close()
             continue
         door.close()
-        guest.settimeout(None)
         descriptors = socket.recv_fds(guest, 1, 3)[1]
         with guest.makefile() as lines:
             job = dict(json.loads(lines.readline()), descriptors=descriptors)

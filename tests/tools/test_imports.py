@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import ast
+import functools
+import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
-import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +30,18 @@ BEFORE = {
 }
 
 
+@functools.cache
+def pythons_own(name: str) -> bool:
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+        return False
+    origin = str(spec.origin)
+    library = sysconfig.get_paths()['stdlib']
+    return not Path(origin).is_absolute() or (
+        origin.startswith(library) and not re.search('(site|dist)-packages', origin)
+    )
+
+
 def imported(node: ast.stmt) -> list[str]:
     """The modules of an import statement that are not Python's own."""
     if isinstance(node, ast.Import):
@@ -35,7 +50,7 @@ def imported(node: ast.stmt) -> list[str]:
         names = [node.module or '']
     else:
         return []
-    return [n for n in names if n.partition('.')[0] not in {*sys.stdlib_module_names, '__future__'}]
+    return [name for name in names if not pythons_own(name.partition('.')[0])]
 
 
 def wrong(path: Path, text: str | None = None) -> Iterator[str]:
