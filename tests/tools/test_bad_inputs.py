@@ -541,6 +541,8 @@ ROWS = [
     ('compare.py', '{no_config} {plain}', 'no_config.py'),
     ('compare.py', '{plain} {gff} --jobs 0', '--jobs'),
     ('compare.py', '{plain} {gff} --iters 0', '--iters'),
+    ('compare.py', '{plain} {gff} --latency {text}', '--latency goes with --plot'),
+    ('compare.py', '{plain} {gff} --latency {missing} --plot {out}/a.png', 'is not a file'),
     ('start.py', '{missing} {images} --out {out}', 'missing.pth'),
     ('start.py', '{images} {images} --out {out}', 'are the same folder'),
     ('start.py', '{images} {folder} --out {out}', 'no mask in'),
