@@ -39,7 +39,15 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> list[nbformat.NotebookNode]
     client = NotebookClient(notebook, timeout=1800, resources=dict(metadata=dict(path=str(folder))))
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
     client.execute(
-        env=dict(os.environ, PYTHONPATH=path, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
+        env=dict(
+            os.environ,
+            PYTHONPATH=path,
+            OMP_NUM_THREADS='1',
+            CUDA_VISIBLE_DEVICES='',
+            # What keep_freed_memory() of cheaper.py sets.
+            MALLOC_MMAP_MAX_='0',
+            MALLOC_TRIM_THRESHOLD_=str(2**31 - 1),
+        )
     )
     return code_of(notebook)
 
