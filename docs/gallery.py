@@ -71,15 +71,6 @@ class Picture:
 
 
 PICTURES = {
-    'predictions': Picture(
-        'Predictions side by side',
-        'Image, truth, the prediction of each model, and the pixels on which only one of two '
-        'models is right. The images are evenly spaced over the test split. CamVid.',
-        f"""python tools/analysis_tools/predictions.py \\
-    {BOTH} --num-samples 3 \\
-    --out work_dirs/gallery/predictions.png""",
-        'work_dirs/gallery/predictions.png',
-    ),
     'scale_report': Picture(
         'Scales of branches and gradients',
         'The standard deviation of every branch of a fusion and the gradient of its weights, '
