@@ -96,6 +96,12 @@ def _same_start() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope='module', autouse=True)
+def _leave_earlier_files_alone() -> None:
+    """What earlier files have left, as configs that were read, is not collected again and again."""
+    leave_imports_alone()
+
+
 @pytest.fixture(scope='session')
 def repo_root() -> Path:
     """The folder with pyproject.toml."""
