@@ -48,7 +48,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 #: What a file has in it whose tests start programs, or go through the configs of all methods.
 LONG = re.compile(
-    r'\bsubprocess\b|\brun_python\b|\bmultiprocessing\b|\bin_processes\b|from \.files import'
+    r'\bsubprocess\b|\brun_python\b|\bmultiprocessing\b|\bin_processes\b|\bNotebookClient\b'
+    r'|from \.files import'
 )
 
 
