@@ -130,6 +130,8 @@ sys.path.insert(0, {root!r})
 # As forking.py: torch 2.4 imports it.
 sys.modules.setdefault('onnxruntime', None)
 import mmseg_fusion.cli
+# tests.cheaper wraps it; onedl-mmengine imports it only where it formats.
+import yapf.yapflib.yapf_api
 print(*sys.modules)
 """
 
