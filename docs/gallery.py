@@ -174,7 +174,7 @@ PICTURES = {
         'The mIoU of {doc}`results` against the time for one image of 180 x 240 on one CPU core, '
         'measured in turns. A line joins each model with its baseline. CamVid.',
         f"""python tools/analysis_tools/benchmark_eseg.py --threads 1 --shape 180 240 \\
-    --models {LATENCY} \\
+    --models {LATENCY} --repeat 30 \\
     --json work_dirs/gallery/latency.json
 python tools/compare.py --from results/camvid.json \\
     --latency work_dirs/gallery/latency.json --plot work_dirs/gallery/latency.png""",
