@@ -440,10 +440,19 @@ def read_latencies(path: Path) -> dict[str, float]:
 
 
 def points(record: dict[str, Any], latencies: dict[str, float]) -> list[dict[str, Any]]:
-    """Latency, mean mIoU and std of every config that was run and timed, group by group.
+    """What a picture of accuracy against latency shows, group by group.
+
+    Args:
+        record: see the module.
+        latencies: milliseconds by config, from :func:`read_latencies`.
+
+    Returns:
+        A dict for every config that was run and timed: ``config``, ``group`` (its title),
+        ``baseline`` (whether it is that of the group), ``latency`` in ms, ``mean`` and ``std`` of
+        the mIoU over the seeds, in per cent; ``std`` is None with one seed.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such config.
     """
     found = [
         dict(
